@@ -1,0 +1,1 @@
+"""How good descriptors are: benchmarks, metrics and reports, run by ``capsdesc eval``."""

@@ -1,0 +1,346 @@
+"""Benchmarks as they lie on disk, read into pairs of images with their true geometry."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from capsdesc.geometry import relative_pose, rotation_error
+
+FloatArray = npt.NDArray[np.float64]
+
+# The sequences above 1600 x 1200 pixels, which D2-Net's protocol (and everybody after it) leaves out: 108 remain.
+HPATCHES_LEFT_OUT = frozenset(
+    ["i_contruction", "i_crownnight", "i_dc", "i_pencils", "i_whitebuilding", "v_artisans", "v_astronautis", "v_talent"]
+)
+IMAGE_SUFFIXES = (".ppm", ".png", ".jpg", ".pgm")
+
+PAIRS_LINE = "'name0 name1 rot0 rot1 K0(9) K1(9) T_0to1(16)'"
+# The kinds of benchmarks, and how each lies on disk.
+LAYOUTS = {
+    "hpatches": "i_NAME/ and v_NAME/ with 1.ppm .. 6.ppm and H_1_2 .. H_1_6",
+    "oxford": "NAME/ with img1.png .. img6.png (or .ppm) and H1to2p .. H1to6p",
+    "strecha": "cameras.json, pairs.json and SCENE/IMAGE",
+    "pairs": f"a text file of lines {PAIRS_LINE}",
+    "colmap": "images/ and sparse/{cameras,images,points3D}.bin (or .txt)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One image of a benchmark.
+
+    Attributes:
+        path: the image file.
+        turns: quarter turns counter-clockwise that bring the image upright. Methods see it turned; points are
+            always given in the file's own orientation.
+    """
+
+    path: Path
+    turns: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Camera:
+    """The intrinsics of a view.
+
+    Attributes:
+        K: (3, 3) of the ideal pinhole, for pixels whose centres are at integers.
+        undistort: maps (N, 2) pixels of the file to pixels of that pinhole; None where the file is free of distortion.
+    """
+
+    K: FloatArray
+    undistort: Callable[[FloatArray], FloatArray] | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HomographyPair:
+    """Two views of a plane, or from one place: x1 ~ H x0 in the pixels of the files."""
+
+    name: str
+    group: str
+    view0: View
+    view1: View
+    H: FloatArray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PosePair:
+    """Two views of a rigid scene: X1 = R X0 + t."""
+
+    name: str
+    group: str
+    view0: View
+    view1: View
+    camera0: Camera
+    camera1: Camera
+    R: FloatArray
+    t: FloatArray
+
+
+Pair = HomographyPair | PosePair
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Benchmark:
+    """Pairs of views, all of one kind.
+
+    Attributes:
+        kind: a key of :data:`LAYOUTS`.
+        path: what it was read from.
+        pairs: all pairs; homographies or poses.
+    """
+
+    kind: str
+    path: Path
+    pairs: tuple[Pair, ...]
+
+    @property
+    def name(self) -> str:
+        """How reports and file names call it."""
+        return self.kind if self.path.stem == self.kind else f"{self.kind}-{self.path.stem}"
+
+    def views(self) -> list[View]:
+        """Every view, once, in the order of the pairs."""
+        return list(dict.fromkeys(view for pair in self.pairs for view in (pair.view0, pair.view1)))
+
+
+def read_benchmark(
+    kind: str,
+    path: Path,
+    *,
+    images: Path | None = None,
+    min_overlap: float = 0.1,
+    max_pairs: int | None = None,
+    seed: int = 0,
+) -> Benchmark:
+    """Read a benchmark.
+
+    Args:
+        kind: ``"hpatches"``, ``"oxford"``, ``"strecha"``, ``"pairs"`` or ``"colmap"``.
+        path: its folder; of ``"pairs"`` its text file.
+        images: the folder image names are relative to, where they are not in ``path`` (``"pairs"``, ``"colmap"``).
+        min_overlap: the least overlap of a ``"colmap"`` pair: 3D points seen by both, relative to the image with fewer.
+        max_pairs: keep that many pairs at most, drawn at random.
+        seed: of that draw.
+
+    Raises:
+        FileNotFoundError: ``path`` or a file that belongs to it is missing.
+        ValueError: ``kind`` is unknown, a file does not hold what it should, or there is no pair.
+    """
+    readers: dict[str, Callable[[], list[Any]]] = {
+        "hpatches": lambda: read_hpatches(path),
+        "oxford": lambda: read_oxford(path),
+        "strecha": lambda: read_strecha(path),
+        "pairs": lambda: read_pairs_file(path, images),
+        "colmap": lambda: read_colmap(path, images, min_overlap),
+    }
+    if kind not in readers:
+        raise ValueError(f"kind is {kind!r}; expected one of {', '.join(readers)}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    pairs = readers[kind]()
+    if not pairs:
+        raise ValueError(f"{path} holds no pair of the {kind} benchmark; its layout is: {LAYOUTS[kind]}")
+    if max_pairs is not None and len(pairs) > max_pairs:
+        chosen = np.random.default_rng(seed).choice(len(pairs), max_pairs, replace=False)
+        pairs = [pairs[i] for i in np.sort(chosen)]
+    return Benchmark(kind, path, tuple(pairs))
+
+
+def read_hpatches(folder: Path) -> list[HomographyPair]:
+    """HPatches sequences (Balntas et al., CVPR 2017), grouped by illumination and viewpoint."""
+    groups = {"i": "illumination", "v": "viewpoint"}
+    return [
+        pair
+        for sequence in _folders(folder)
+        if sequence.name[:2] in ("i_", "v_") and sequence.name not in HPATCHES_LEFT_OUT
+        for pair in _read_sequence(sequence, groups[sequence.name[0]], "{}", "H_1_{}")
+    ]
+
+
+def read_oxford(folder: Path) -> list[HomographyPair]:
+    """Oxford's affine covariant regions sequences (Mikolajczyk et al., IJCV 2005), grouped by sequence."""
+    return [
+        pair
+        for sequence in _folders(folder)
+        if (sequence / "H1to2p").exists()
+        for pair in _read_sequence(sequence, sequence.name, "img{}", "H1to{}p")
+    ]
+
+
+def read_strecha(folder: Path) -> list[PosePair]:
+    """Scenes with laser-scanned ground truth (Strecha et al., CVPR 2008): cameras.json, pairs.json, SCENE/IMAGE."""
+    listed, pairs = _read_json(folder / "pairs.json"), []
+    try:
+        cameras = {
+            (scene, entry["name"]): Camera(np.array(entry["K"], dtype=np.float64))
+            for scene, entries in _read_json(folder / "cameras.json").items()
+            for entry in entries
+        }
+        for entry in listed:
+            scene, name0, name1 = entry["scene"], entry["name1"], entry["name2"]
+            R, t = np.array(entry["R"], dtype=np.float64), np.array(entry["t"], dtype=np.float64)
+            pair = PosePair(
+                f"{scene}/{name0}-{name1}",
+                _bucket(R),
+                _existing(View(folder / scene / name0)),
+                _existing(View(folder / scene / name1)),
+                cameras[scene, name0],
+                cameras[scene, name1],
+                R,
+                t,
+            )
+            pairs.append(pair)
+    except KeyError as error:
+        raise ValueError(f"{folder}: cameras.json or pairs.json lacks {error}") from error
+    return pairs
+
+
+def read_pairs_file(path: Path, images: Path | None = None) -> list[PosePair]:
+    """A text file of pairs as published for ScanNet-1500, MegaDepth-1500 and YFCC (SuperGlue, CVPR 2020).
+
+    A line: two names, two numbers of quarter turns (counter-clockwise), K0 and K1 (9 numbers each), the 4 x 4
+    transform from camera 0 to camera 1 (16).
+    """
+    folder = images or path.parent
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 38:
+            raise ValueError(f"{path}, line {number}: {len(fields)} fields; expected 38, of {PAIRS_LINE}")
+        K0, K1, T = np.split(np.array(fields[4:], dtype=np.float64), [9, 18])
+        T = T.reshape(4, 4)
+        pairs.append(
+            PosePair(
+                f"{fields[0]}-{fields[1]}",
+                _bucket(T[:3, :3]),
+                _existing(View(folder / fields[0], int(fields[2]) % 4)),
+                _existing(View(folder / fields[1], int(fields[3]) % 4)),
+                Camera(K0.reshape(3, 3)),
+                Camera(K1.reshape(3, 3)),
+                T[:3, :3],
+                T[:3, 3],
+            )
+        )
+    return pairs
+
+
+def read_colmap(folder: Path, images: Path | None = None, min_overlap: float = 0.1) -> list[PosePair]:
+    """A COLMAP model taken as the truth: all pairs of registered images that share enough 3D points.
+
+    Args:
+        folder: the model's own folder, or one with ``sparse/`` or ``sparse/0/`` in it.
+        images: the folder of the images; ``images/`` in ``folder`` unless given.
+        min_overlap: the least number of shared 3D points, relative to the image that has fewer.
+    """
+    try:
+        import pycolmap
+    except ImportError as error:
+        raise ImportError("COLMAP models are read with pycolmap: pip install 'capsdesc[colmap]'") from error
+    candidates = [folder, folder / "sparse", folder / "sparse" / "0"]
+    model = next((c for c in candidates if (c / "images.bin").exists() or (c / "images.txt").exists()), None)
+    if model is None:
+        raise FileNotFoundError(
+            f"{folder} holds no COLMAP model: images.bin or images.txt, also in sparse/ or sparse/0/"
+        )
+    reconstruction = pycolmap.Reconstruction(str(model))
+    image_folder = images or folder / "images"
+    registered = sorted(
+        (image for image in reconstruction.images.values() if image.has_pose), key=lambda image: str(image.name)
+    )
+    cameras = {key: _from_colmap(camera) for key, camera in reconstruction.cameras.items()}
+    seen = [{point.point3D_id for point in image.points2D if point.has_point3D()} for image in registered]
+    poses = [np.asarray(image.cam_from_world().matrix()) for image in registered]
+    pairs = []
+    for i, image0 in enumerate(registered):
+        for j in range(i + 1, len(registered)):
+            shared, fewer = len(seen[i] & seen[j]), min(len(seen[i]), len(seen[j]))
+            if shared == 0 or shared < min_overlap * fewer:
+                continue
+            image1 = registered[j]
+            R, t = relative_pose(poses[i][:, :3], poses[i][:, 3], poses[j][:, :3], poses[j][:, 3])
+            pairs.append(
+                PosePair(
+                    f"{image0.name}-{image1.name}",
+                    _bucket(R),
+                    _existing(View(image_folder / image0.name)),
+                    _existing(View(image_folder / image1.name)),
+                    cameras[image0.camera_id],
+                    cameras[image1.camera_id],
+                    R,
+                    t,
+                )
+            )
+    return pairs
+
+
+def _read_sequence(folder: Path, group: str, image: str, homography: str) -> Iterator[HomographyPair]:
+    reference = View(_image_file(folder, image.format(1)))
+    for k in range(2, 7):
+        path = folder / homography.format(k)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist; it maps image 1 to image {k}")
+        # Some of Oxford's files have blank lines and trailing ones; the nine numbers are what counts.
+        H = np.array(path.read_text(encoding="ascii").split(), dtype=np.float64)
+        if H.size != 9:
+            raise ValueError(f"{path} holds {H.size} numbers; a homography has 9")
+        view = View(_image_file(folder, image.format(k)))
+        yield HomographyPair(f"{folder.name}/1-{k}", group, reference, view, H.reshape(3, 3))
+
+
+def _image_file(folder: Path, stem: str) -> Path:
+    for suffix in IMAGE_SUFFIXES:
+        if (path := folder / f"{stem}{suffix}").exists():
+            return path
+    raise FileNotFoundError(f"{folder} holds no image {stem} ({', '.join(IMAGE_SUFFIXES)})")
+
+
+def _existing(view: View) -> View:
+    if not view.path.exists():
+        raise FileNotFoundError(f"{view.path} does not exist; it is an image of the benchmark")
+    return view
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _read_json(path: Path) -> Any:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; a strecha benchmark has: {LAYOUTS['strecha']}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+
+
+def _bucket(R: FloatArray) -> str:
+    """The paper's difficulty of a pair, by its rotation (section 4.1 of CAPS)."""
+    angle = rotation_error(R, np.eye(3))
+    for bucket, limit in (("easy", 15), ("moderate", 30), ("hard", 60)):
+        if angle < limit:
+            return bucket
+    return "beyond 60 deg"
+
+
+def _from_colmap(camera: Any) -> Camera:
+    K = np.array(camera.calibration_matrix(), dtype=np.float64)
+    # COLMAP puts the centre of the top-left pixel at (0.5, 0.5).
+    K[:2, 2] -= 0.5
+    if camera.model_name in ("PINHOLE", "SIMPLE_PINHOLE"):
+        return Camera(K)
+
+    def undistort(points: FloatArray) -> FloatArray:
+        rays = np.asarray(camera.cam_from_img(points + 0.5), dtype=np.float64)[:, :2]
+        return np.asarray(rays * [K[0, 0], K[1, 1]] + K[:2, 2], dtype=np.float64)
+
+    return Camera(K, undistort)

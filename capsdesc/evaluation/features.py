@@ -1,0 +1,151 @@
+"""Features of the views of a benchmark, computed once and kept in files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from capsdesc.evaluation.datasets import View
+from capsdesc.evaluation.methods import Describer, Image, Method, Pipeline
+from capsdesc.io.files import atomic_path
+from capsdesc.io.images import read_image
+from capsdesc.keypoints import SIFTDetector
+
+SHARED_DETECTOR = SIFTDetector()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ViewFeatures:
+    """The features of a view.
+
+    Attributes:
+        keypoints: (N, 2) float32 pixels of the resized image, in the orientation of the file.
+        descriptors: (N, D) float32.
+        image_size: width and height of the resized image.
+        file_size: width and height of the image in its file.
+    """
+
+    keypoints: npt.NDArray[np.float32]
+    descriptors: npt.NDArray[np.float32]
+    image_size: tuple[int, int]
+    file_size: tuple[int, int]
+
+    @property
+    def scaling(self) -> npt.NDArray[np.float64]:
+        """(3, 3) from pixels of the file to pixels of the resized image; corners, not centres, meet corners."""
+        sx, sy = np.divide(self.image_size, self.file_size)
+        return np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]])
+
+
+class FeatureStore:
+    """A folder of features, one file per view, method and settings: a setting that changes never meets an old file.
+
+    Args:
+        folder: where the files are; made when first needed.
+        max_keypoints: the budget of every view.
+        max_edge: images whose longer edge is above are shrunk to it beforehand.
+    """
+
+    def __init__(self, folder: Path, *, max_keypoints: int, max_edge: int) -> None:
+        self.folder = folder
+        self.max_keypoints = max_keypoints
+        self.max_edge = max_edge
+
+    def export(self, views: Iterable[View], method: Method, keypoints: str) -> None:
+        """Compute the features that are not there yet.
+
+        Args:
+            views: the views.
+            method: the method.
+            keypoints: ``"shared"``, SIFT's keypoints for every method, or ``"own"``.
+
+        Raises:
+            ValueError: the method cannot describe shared keypoints.
+        """
+        missing = [view for view in views if not self._path(view, method, keypoints).exists()]
+        for view in tqdm(missing, desc=f"{method.name}, {keypoints} keypoints", unit="image", disable=None):
+            image = read_image(view.path)
+            file_size = (image.shape[1], image.shape[0])
+            image = _shrink(image, self.max_edge)
+            upright = np.ascontiguousarray(np.rot90(image, view.turns))
+            points, descriptors = _extract(method, upright, keypoints, self.max_keypoints)
+            path = self._path(view, method, keypoints)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.savez(
+                    file,
+                    keypoints=_turn_back(points, upright.shape[1], upright.shape[0], view.turns),
+                    descriptors=descriptors,
+                    image_size=(image.shape[1], image.shape[0]),
+                    file_size=file_size,
+                    settings=json.dumps(self._settings(method, keypoints)),
+                )
+
+    def load(self, view: View, method: Method, keypoints: str) -> ViewFeatures:
+        """The features of an exported view.
+
+        Raises:
+            FileNotFoundError: they were not exported.
+        """
+        with np.load(self._path(view, method, keypoints)) as file:
+            width, height = file["image_size"].tolist()
+            file_width, file_height = file["file_size"].tolist()
+            return ViewFeatures(file["keypoints"], file["descriptors"], (width, height), (file_width, file_height))
+
+    def _path(self, view: View, method: Method, keypoints: str) -> Path:
+        settings = json.dumps([self._settings(method, keypoints), view.turns], sort_keys=True)
+        name = hashlib.sha256(settings.encode()).hexdigest()[:16]
+        return self.folder / name / f"{_file_hash(view.path)}.npz"
+
+    def _settings(self, method: Method, keypoints: str) -> dict[str, object]:
+        own = keypoints == "own" and isinstance(method, Pipeline)
+        return {
+            "method": type(method).__name__,
+            "settings": dict(method.settings),
+            "keypoints": "own" if own else dataclasses.asdict(SHARED_DETECTOR),
+            "opencv": cv2.__version__,
+            "max_keypoints": self.max_keypoints,
+            "max_edge": self.max_edge,
+        }
+
+
+def _extract(
+    method: Method, image: Image, keypoints: str, max_keypoints: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    if keypoints == "own" and isinstance(method, Pipeline):
+        return method.extract(image, max_keypoints)
+    if not isinstance(method, Describer):
+        raise ValueError(f"{method.name} cannot describe given keypoints; compare it with its own")
+    detected = SHARED_DETECTOR.detect(image, max_keypoints)
+    return np.asarray(detected.points, dtype=np.float32), method.describe(image, detected)
+
+
+def _shrink(image: Image, max_edge: int) -> Image:
+    height, width = image.shape[:2]
+    scale = max_edge / max(height, width)
+    if scale >= 1:
+        return image
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _turn_back(points: npt.NDArray[np.float32], width: int, height: int, turns: int) -> npt.NDArray[np.float32]:
+    """Points of a turned image of that size, before its quarter turns counter-clockwise."""
+    for _ in range(turns):
+        points = np.stack([height - 1 - points[:, 1], points[:, 0]], axis=1)
+        width, height = height, width
+    return points
+
+
+@cache
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]

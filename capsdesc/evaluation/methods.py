@@ -1,0 +1,163 @@
+"""The methods that are compared: what describes given points, and what finds its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from capsdesc.evaluation import peers
+from capsdesc.extractor import CAPSExtractor
+from capsdesc.io.images import to_gray
+from capsdesc.keypoints import Keypoints
+from capsdesc.weights import resolve
+
+FloatArray = npt.NDArray[np.float32]
+Image = npt.NDArray[np.uint8]
+
+METHODS = ("rootsift", "caps", *peers.PEERS)
+
+
+class Method(Protocol):
+    """What every method has: a name for the reports, and all settings its result depends on, ready for JSON.
+
+    Of a learned method the settings hold a hash of its weights, so that no result of other ones passes for its own.
+    """
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All its settings."""
+        ...
+
+
+@runtime_checkable
+class Describer(Method, Protocol):
+    """A method that describes given points, and so can be compared with others at the same ones."""
+
+    def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
+        """(N, D) descriptors of (H, W, 3) RGB at N keypoints, for Euclidean distances."""
+        ...
+
+
+@runtime_checkable
+class Pipeline(Method, Protocol):
+    """A method with keypoints of its own."""
+
+    def extract(self, image: Image, max_keypoints: int) -> tuple[FloatArray, FloatArray]:
+        """(N, 2) points in pixels and (N, D) descriptors of (H, W, 3) RGB, N at most ``max_keypoints``."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RootSIFT:
+    """OpenCV's SIFT, L1-normalised, square roots taken (Arandjelovic and Zisserman, CVPR 2012).
+
+    Describes keypoints that have a scale and an angle, at the level of the pyramid where SIFT finds that scale.
+    """
+
+    name: str = "rootsift"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The version of OpenCV, whose defaults are used."""
+        return {"opencv": cv2.__version__}
+
+    def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
+        """(N, 128) float32, of unit Euclidean norm.
+
+        Raises:
+            ValueError: the keypoints have no scales or no angles.
+        """
+        if keypoints.scales is None or keypoints.angles is None:
+            raise ValueError("keypoints have no scales or no angles; RootSIFT describes those of SIFT or alike")
+        if len(keypoints) == 0:
+            return np.zeros((0, 128), dtype=np.float32)
+        points = keypoints.to_cv2()
+        for point in points:
+            point.octave = _sift_octave(point.size)
+        _, descriptors = cv2.SIFT.create(enable_precise_upscale=True).compute(to_gray(image), points)
+        descriptors /= np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-12)
+        return np.sqrt(np.asarray(descriptors, dtype=np.float32))
+
+
+class CAPS:
+    """This package's descriptor.
+
+    Args:
+        weights: as :class:`capsdesc.CAPSExtractor` takes them; None is the bundled default.
+        device: where the network runs; None chooses.
+    """
+
+    def __init__(self, weights: str | None = None, device: str | None = None) -> None:
+        self.name = "caps" if weights is None else f"caps:{weights}"
+        self._extractor = CAPSExtractor(weights, device=device)
+        resolved = resolve(weights)
+        self.settings: Mapping[str, Any] = {
+            "source": resolved.source,
+            "config": resolved.config.to_dict(),
+            "weights": weights_hash(resolved.state_dict),
+            "device": self._extractor.device.type,
+            "torch": torch.__version__,
+        }
+
+    def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
+        """(N, D) float32."""
+        return np.asarray(self._extractor.describe(image, keypoints), dtype=np.float32)
+
+
+def get_methods(
+    names: Sequence[str], *, weights: Sequence[str] | None = None, device: str | None = None
+) -> list[Method]:
+    """Methods by their names.
+
+    Args:
+        names: of :data:`METHODS`.
+        weights: for ``"caps"``: one method for each; None is the bundled default.
+        device: where networks run; None chooses.
+
+    Raises:
+        ValueError: a name is unknown.
+        ImportError: a method's package is not installed.
+    """
+    methods: list[Method] = []
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
+        if name == "rootsift":
+            methods.append(RootSIFT())
+        elif name == "caps":
+            methods += [CAPS(each, device) for each in weights] if weights else [CAPS(device=device)]
+        else:
+            methods.append(peers.PEERS[name](device))
+    return methods
+
+
+def weights_hash(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """A SHA-256 of all tensors, by their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _sift_octave(size: float, layers: int = 3, sigma: float = 1.6) -> int:
+    """The pyramid level of a keypoint, packed as OpenCV packs it: it cannot be had from a detector's points otherwise.
+
+    SIFT's keypoint of octave o (-1 is the doubled image) and layer l has the diameter 2 sigma 2^(o + l / layers), l
+    in 1..layers give or take half a layer.
+    """
+    level = round(layers * float(np.log2(size / (2 * sigma))))
+    octave = (level - 1) // layers
+    return (octave & 255) | ((level - octave * layers) << 8)

@@ -1,0 +1,91 @@
+"""Figures of merit of lists of errors. A pair for which nothing was found has the error infinity, or NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.integrate import trapezoid
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def accuracy(errors: npt.ArrayLike, thresholds: Sequence[float]) -> FloatArray:
+    """The share of errors that are at most each threshold.
+
+    Of one pair's reprojection errors this is its matching accuracy: averaged over pairs it is the MMA (Dusmanu et
+    al., D2-Net, CVPR 2019, section 5.1), where a pair without matches counts as 0, as it does here.
+
+    Args:
+        errors: (N,) errors, not negative, in any unit; NaN and infinity are failures.
+        thresholds: T thresholds in the errors' unit.
+
+    Returns:
+        (T,) shares in 0..1; zeros when there are no errors.
+
+    Raises:
+        ValueError: ``errors`` is not one-dimensional or holds a negative value, or a threshold is not positive.
+    """
+    values = _checked_errors(errors)
+    limits = _checked_thresholds(thresholds)
+    if len(values) == 0:
+        return np.zeros(len(limits))
+    return np.asarray((values[:, None] <= limits).mean(axis=0), dtype=np.float64)
+
+
+def error_auc(errors: npt.ArrayLike, thresholds: Sequence[float]) -> FloatArray:
+    """The area under the cumulative error curve up to each threshold, divided by the threshold.
+
+    The curve goes through (0, 0) and (k-th smallest error, k / N), straight between, level from the last error
+    below the threshold to the threshold (Sarlin et al., SuperGlue, CVPR 2020, section 5.2).
+
+    Args:
+        errors: (N,) errors, not negative; NaN and infinity are failures.
+        thresholds: T thresholds in the errors' unit.
+
+    Returns:
+        (T,) areas in 0..1; zeros when there are no errors.
+
+    Raises:
+        ValueError: as :func:`accuracy`.
+    """
+    values = np.sort(_checked_errors(errors))
+    limits = _checked_thresholds(thresholds)
+    x = np.concatenate([[0.0], values])
+    recall = np.arange(len(x)) / max(len(values), 1)
+    areas = np.empty(len(limits))
+    for i, limit in enumerate(limits):
+        below = int(np.searchsorted(x, limit))
+        areas[i] = trapezoid(np.append(recall[:below], recall[below - 1]), np.append(x[:below], limit)) / limit
+    return areas
+
+
+def pose_error(rotation: float, translation: float) -> float:
+    """The error of a relative pose, in degrees: the larger of the angles of its rotation and its translation.
+
+    Args:
+        rotation: rotation error in degrees; NaN or infinity where no pose was found.
+        translation: angle between the translations in degrees.
+
+    Returns:
+        The larger of the two; infinity when either is not finite.
+    """
+    return float(max(rotation, translation)) if np.isfinite([rotation, translation]).all() else float("inf")
+
+
+def _checked_errors(errors: npt.ArrayLike) -> FloatArray:
+    values = np.asarray(errors, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"errors has shape {values.shape}; expected (N,)")
+    values = np.where(np.isnan(values), np.inf, values)
+    if (values < 0).any():
+        raise ValueError(f"errors holds a negative value, {values.min()}; an error is a distance or an unsigned angle")
+    return values
+
+
+def _checked_thresholds(thresholds: Sequence[float]) -> FloatArray:
+    limits = np.asarray(thresholds, dtype=np.float64)
+    if limits.ndim != 1 or not (np.isfinite(limits) & (limits > 0)).all():
+        raise ValueError(f"thresholds is {thresholds!r}; expected a sequence of positive, finite numbers")
+    return limits

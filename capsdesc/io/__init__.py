@@ -1,0 +1,1 @@
+"""Files in and out: images, COLMAP models, features for other tools."""

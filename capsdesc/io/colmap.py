@@ -1,0 +1,119 @@
+"""COLMAP models: posed photographs in, through pycolmap.
+
+COLMAP puts the centre of the top-left pixel at (0.5, 0.5); here it is (0, 0). The half pixel is taken off on reading and
+nowhere else.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PosedImage:
+    """A photograph with its camera, its pose and the scene points seen in it.
+
+    Attributes:
+        path: the image file.
+        camera: a ``pycolmap.Camera`` of any of COLMAP's models.
+        R: (3, 3) rotation from world to camera.
+        t: (3,) translation from world to camera, x_camera = R x_world + t.
+        points: (P, 3) world coordinates of the scene points seen.
+        point_ids: (P,) their ids, ascending, unique.
+    """
+
+    path: Path
+    camera: Any
+    R: Array
+    t: Array
+    points: Array
+    point_ids: Array
+
+    def pixels_to_rays(self, pixels: Array) -> Array:
+        """(N, 2) pixels, (0, 0) the centre of the top-left one, to (N, 2) undistorted x/z, y/z in the camera."""
+        return np.asarray(self.camera.cam_from_img(np.asarray(pixels, dtype=np.float64) + 0.5))
+
+    def rays_to_pixels(self, rays: Array) -> Array:
+        """(N, 2) x/z, y/z in the camera to (N, 2) pixels, lens distortion included."""
+        homogeneous = np.concatenate([rays, np.ones((len(rays), 1))], axis=1)
+        return np.asarray(self.camera.img_from_cam(homogeneous)) - 0.5
+
+
+def import_pycolmap() -> Any:
+    """The pycolmap module.
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
+    try:
+        import pycolmap
+    except ImportError as error:
+        raise ImportError("reading COLMAP models needs pycolmap: pip install 'capsdesc[colmap]'") from error
+    return pycolmap
+
+
+def read_model(model: str | os.PathLike[str], images: str | os.PathLike[str]) -> list[PosedImage]:
+    """The registered photographs of a COLMAP model, by name.
+
+    Args:
+        model: folder with ``cameras``, ``images`` and ``points3D``, as ``.bin`` or ``.txt``.
+        images: folder that the model's image names are relative to.
+
+    Returns:
+        The photographs whose file exists; those missing are named in a warning.
+
+    Raises:
+        FileNotFoundError: there is no model or no image folder.
+        ValueError: the model cannot be read, or none of its photographs is there.
+    """
+    pycolmap = import_pycolmap()
+    model, images = Path(model), Path(images)
+    if not any((model / f"cameras.{ending}").is_file() for ending in ("bin", "txt")):
+        raise FileNotFoundError(f"no COLMAP model in {model}: expected cameras, images and points3D as .bin or .txt")
+    if not images.is_dir():
+        raise FileNotFoundError(f"no image folder {images}")
+    try:
+        reconstruction = pycolmap.Reconstruction(str(model))
+    except Exception as error:  # pycolmap raises whatever its C++ readers throw
+        raise ValueError(f"the COLMAP model in {model} cannot be read: {error}") from error
+
+    posed = []
+    missing = []
+    for image in sorted(reconstruction.images.values(), key=lambda image: image.name):
+        if not image.has_pose:
+            continue
+        path = images / image.name
+        if not path.is_file():
+            missing.append(image.name)
+            continue
+        pose = image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world
+        ids = sorted({point.point3D_id for point in image.points2D if point.has_point3D()})
+        points = [reconstruction.points3D[point_id].xyz for point_id in ids]
+        posed.append(
+            PosedImage(
+                path=path,
+                # A copy: the original lives in the reconstruction, which is about to be freed.
+                camera=copy.deepcopy(image.camera),
+                R=np.asarray(pose.rotation.matrix()),
+                t=np.asarray(pose.translation),
+                points=np.asarray(points, dtype=np.float64).reshape(-1, 3),
+                point_ids=np.asarray(ids, dtype=np.int64),
+            )
+        )
+    if missing:
+        logger.warning("%d of the model's images are not in %s, the first is %s", len(missing), images, missing[0])
+    if not posed:
+        raise ValueError(f"none of the images of the COLMAP model in {model} is in {images}")
+    return posed

@@ -1,0 +1,130 @@
+"""Detectors: what one is, and SIFT (Lowe, IJCV 2004), the default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from capsdesc.io.images import to_gray
+from capsdesc.keypoints.keypoints import Keypoints
+
+
+class Detector(Protocol):
+    """Anything that finds keypoints in an image."""
+
+    def detect(
+        self, image: npt.NDArray[np.uint8], max_keypoints: int, mask: npt.NDArray[Any] | None = None
+    ) -> Keypoints:
+        """Keypoints of an image, strongest first.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            max_keypoints: At most so many come back.
+            mask: (H, W) bool or uint8, non-zero where keypoints may lie; ``None`` is everywhere.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SIFTDetector:
+    """SIFT's difference-of-Gaussians extrema, by OpenCV.
+
+    CAPS describes points, so a point that SIFT gives several orientations is one keypoint here: the strongest, and of
+    equally strong ones the one with the smallest angle. The same image gives the same keypoints in the same order.
+
+    Attributes:
+        contrast_threshold: Extrema weaker than this over ``num_octave_layers``, of a grey range of 1, are dropped.
+        edge_threshold: Largest ratio of the principal curvatures; larger keeps more points on edges.
+        num_octave_layers: Scales per octave.
+        sigma: Gaussian blur of the first octave, in pixels.
+
+    Raises:
+        ValueError: An attribute is out of range.
+    """
+
+    contrast_threshold: float = 0.04
+    edge_threshold: float = 10.0
+    num_octave_layers: int = 3
+    sigma: float = 1.6
+
+    def __post_init__(self) -> None:
+        if not self.contrast_threshold >= 0:
+            raise ValueError(f"contrast_threshold must not be negative, got {self.contrast_threshold}")
+        for name in ("edge_threshold", "num_octave_layers", "sigma"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def detect(
+        self, image: npt.NDArray[np.uint8], max_keypoints: int, mask: npt.NDArray[Any] | None = None
+    ) -> Keypoints:
+        """Keypoints of an image, strongest first.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            max_keypoints: At most so many come back, the strongest; of equally strong ones those further left, then
+                further up.
+            mask: (H, W) bool or uint8, non-zero where keypoints may lie; ``None`` is everywhere.
+
+        Returns:
+            Keypoints with scores (OpenCV's response), scales and angles; none where the image has no extrema.
+
+        Raises:
+            TypeError: The mask is neither bool nor uint8.
+            ValueError: ``max_keypoints`` is negative, or the mask has another size than the image.
+        """
+        if max_keypoints < 0:
+            raise ValueError(f"max_keypoints must not be negative, got {max_keypoints}")
+        gray = to_gray(image)
+        if mask is not None:
+            mask = _checked_mask(mask, gray.shape)
+        sift = cv2.SIFT.create(
+            nOctaveLayers=self.num_octave_layers,
+            contrastThreshold=self.contrast_threshold,
+            edgeThreshold=self.edge_threshold,
+            sigma=self.sigma,
+            # Without it every keypoint comes a quarter of a pixel too far right and down.
+            enable_precise_upscale=True,
+        )
+        # OpenCV would apply nfeatures before the mask and count every orientation, so the cut is made here. It sorts
+        # by x, y and angle, which makes stable sorting enough to break ties.
+        found = Keypoints.from_cv2(sift.detect(gray, mask))
+        by_strength = found[np.argsort(-np.asarray(found.scores), kind="stable")]
+        _, strongest_at_point = np.unique(np.asarray(by_strength.points), axis=0, return_index=True)
+        return by_strength[np.sort(strongest_at_point)[:max_keypoints]]
+
+
+_DETECTORS = {"sift": SIFTDetector}
+
+
+def get_detector(detector: str | Detector) -> Detector:
+    """A detector by name, or the user's own.
+
+    Args:
+        detector: ``"sift"``, or any object with the ``detect`` method of :class:`Detector`.
+
+    Raises:
+        TypeError: ``detector`` is neither a name nor an object with a ``detect`` method.
+        ValueError: No detector has this name.
+    """
+    if isinstance(detector, str):
+        if detector not in _DETECTORS:
+            known = ", ".join(repr(name) for name in sorted(_DETECTORS))
+            raise ValueError(f"detector {detector!r} is not known; known are {known}, or pass an object with detect()")
+        return _DETECTORS[detector]()
+    if isinstance(detector, type) or not callable(getattr(detector, "detect", None)):
+        got = f"the class {detector.__name__}" if isinstance(detector, type) else f"a {type(detector).__name__}"
+        raise TypeError(f"detector must be a name or an object with a detect method, got {got}")
+    return detector
+
+
+def _checked_mask(mask: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    if not isinstance(mask, np.ndarray) or mask.dtype not in (np.bool_, np.uint8):
+        got = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise TypeError(f"mask must be a bool or a uint8 array, got {got}")
+    if mask.shape != shape:
+        raise ValueError(f"mask must have the image's shape {shape}, height and width, got {mask.shape}")
+    return np.ascontiguousarray(mask, dtype=np.uint8)

@@ -1,0 +1,184 @@
+"""Descriptors to matches: exact nearest neighbours under the Euclidean distance, in bounded memory."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+# Values held of the distance matrix at once, and the columns of one block. Small enough to stay in the last-level
+# cache between the product that writes a block and the minima that read it, large enough for the product to run at
+# full speed.
+_BLOCK_SIZE = 2**21
+_BLOCK_COLUMNS = 2**11
+
+
+class HasDescriptors(Protocol):
+    """Anything that carries (N, D) descriptors, such as the features of an image."""
+
+    @property
+    def descriptors(self) -> npt.NDArray[Any] | Tensor:
+        """(N, D) descriptors."""
+
+
+Descriptors: TypeAlias = npt.NDArray[Any] | Tensor | HasDescriptors
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Pairs of descriptors, in the order of the first set.
+
+    Attributes:
+        indices: (M, 2) int64, row i of the first set and row j of the second.
+        distances: (M,) float32, their Euclidean distances.
+    """
+
+    indices: npt.NDArray[np.int64] | Tensor
+    distances: npt.NDArray[np.float32] | Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def match(
+    a: Descriptors,
+    b: Descriptors,
+    *,
+    mutual: bool = True,
+    ratio: float | None = None,
+    max_distance: float | None = None,
+) -> Matches:
+    """Match each descriptor of `a` to its nearest neighbour in `b`.
+
+    The distance is Euclidean on the descriptors as given, which is what the raw descriptors of CAPS need (Wang et al.,
+    ECCV 2020, section 4) and ranks L2-normalised ones as their dot product does. The search is exact and never holds
+    the whole N x M distance matrix: its memory grows with N + M. Of neighbours at equal distance the lowest index is
+    taken.
+
+    Args:
+        a: (N, D) float descriptors, numpy or torch, or an object with such `descriptors`.
+        b: (M, D) float descriptors of the same kind, on the same device.
+        mutual: keep a pair only if each is the nearest neighbour of the other.
+        ratio: keep a pair only if its distance is below `ratio` times the distance to the second nearest neighbour
+            in `b` (Lowe, IJCV 2004, section 7.1), 0 < ratio <= 1. A single candidate passes.
+        max_distance: keep a pair only if its distance is at most this.
+
+    Returns:
+        The matches, ordered by their index in `a`: numpy arrays for numpy input, tensors on its device for torch.
+
+    Raises:
+        TypeError: `a` or `b` is no floating-point array or tensor, or one is numpy and the other torch.
+        ValueError: shapes or devices do not fit, a value is not finite, or `ratio` or `max_distance` is out of range.
+    """
+    if ratio is not None and not 0 < ratio <= 1:
+        raise ValueError(f"ratio is {ratio}; expected a number in (0, 1], or None for no ratio test")
+    if max_distance is not None and not max_distance >= 0:
+        raise ValueError(f"max_distance is {max_distance}; expected a number of at least 0, or None for no limit")
+    rows_a, a_is_numpy = _as_tensor(a, "a")
+    rows_b, b_is_numpy = _as_tensor(b, "b")
+    if a_is_numpy != b_is_numpy:
+        kinds = ("numpy", "torch") if a_is_numpy else ("torch", "numpy")
+        raise TypeError(f"a is {kinds[0]} and b is {kinds[1]}; expected both of one kind: convert one of them")
+    if rows_a.shape[1] != rows_b.shape[1]:
+        raise ValueError(
+            f"a has {rows_a.shape[1]} dimensions and b has {rows_b.shape[1]}; expected descriptors of one model"
+        )
+    if rows_a.device != rows_b.device:
+        raise ValueError(f"a is on {rows_a.device} and b is on {rows_b.device}; expected one device: move one of them")
+    dtype = torch.promote_types(rows_a.dtype, rows_b.dtype)
+    indices, distances = _match(rows_a.to(dtype), rows_b.to(dtype), mutual, ratio, max_distance)
+    if a_is_numpy:
+        return Matches(indices.numpy(), distances.numpy())
+    return Matches(indices, distances)
+
+
+def _as_tensor(descriptors: Descriptors, name: str) -> tuple[Tensor, bool]:
+    """(N, D) finite float32 or float64 rows, and whether they came as numpy."""
+    rows = descriptors if isinstance(descriptors, np.ndarray | Tensor) else getattr(descriptors, "descriptors", None)
+    if not isinstance(rows, np.ndarray | Tensor):
+        raise TypeError(
+            f"{name} is {type(descriptors).__name__}; expected an (N, D) numpy array or torch tensor, "
+            "or an object with such descriptors"
+        )
+    floating = rows.is_floating_point() if isinstance(rows, Tensor) else np.issubdtype(rows.dtype, np.floating)
+    if not floating:
+        raise TypeError(f"{name} has dtype {rows.dtype}; expected floating point: convert it first")
+    if rows.ndim != 2:
+        raise ValueError(f"{name} has shape {tuple(rows.shape)}; expected (N, D), one descriptor a row")
+    if isinstance(rows, Tensor):
+        tensor = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
+    else:
+        # torch shares memory only with native-endian, writeable arrays of non-negative strides
+        dtype = np.float64 if rows.dtype.itemsize >= 8 else np.float32
+        tensor = torch.from_numpy(np.require(rows, dtype, ["C_CONTIGUOUS", "WRITEABLE"]))
+    if not tensor.isfinite().all():
+        bad = int((~tensor.isfinite().all(dim=1)).sum())
+        raise ValueError(f"{name} has NaN or infinite values in {bad} of {len(rows)} rows; expected finite descriptors")
+    return tensor, isinstance(rows, np.ndarray)
+
+
+def _match(
+    a: Tensor, b: Tensor, mutual: bool, ratio: float | None, max_distance: float | None
+) -> tuple[Tensor, Tensor]:
+    if len(a) == 0 or len(b) == 0:
+        return a.new_empty((0, 2), dtype=torch.int64), a.new_empty(0, dtype=torch.float32)
+    neighbours, is_mutual = _nearest(a, b, 1 if ratio is None else min(2, len(b)))
+    nearest = neighbours[:, 0]
+    # From the differences, not from the expanded square, where descriptors that are close to each other cancel.
+    distances = torch.linalg.vector_norm(a - b[nearest], dim=1)
+    keep = is_mutual if mutual else torch.ones_like(is_mutual)
+    if ratio is not None and neighbours.shape[1] == 2:
+        keep &= distances < ratio * torch.linalg.vector_norm(a - b[neighbours[:, 1]], dim=1)
+    if max_distance is not None:
+        keep &= distances <= max_distance
+    rows = keep.nonzero()[:, 0]
+    return torch.stack([rows, nearest[rows]], dim=1), distances[rows].to(torch.float32)
+
+
+def _nearest(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(N, k) indices of the k nearest rows of b, and (N,) whether a row is in turn the nearest of its nearest."""
+    # A large common offset, as raw features have, would drown the differences in ||a||^2 + ||b||^2 - 2ab.
+    offset = b.mean(dim=0)
+    a, b = a - offset, b - offset
+    norms_a, norms_b = a.square().sum(dim=1, keepdim=True), b.square().sum(dim=1)
+    columns = min(len(b), _BLOCK_COLUMNS)
+    rows = max(1, min(len(a), _BLOCK_SIZE // columns))
+    buffer = a.new_empty(rows * columns)
+    indices = a.new_zeros((len(a), k), dtype=torch.int64)
+    squares = a.new_full((len(a), k), torch.inf)
+    best_of_b = a.new_full((len(b),), torch.inf)
+    for top in range(0, len(a), rows):
+        a_rows = slice(top, min(top + rows, len(a)))
+        for left in range(0, len(b), columns):
+            b_rows = slice(left, min(left + columns, len(b)))
+            height, width = a_rows.stop - top, b_rows.stop - left
+            block = buffer[: height * width].view(height, width)
+            torch.add(norms_a[a_rows], norms_b[b_rows], out=block)
+            block.addmm_(a[a_rows], b[b_rows].T, alpha=-2)
+            best_of_b[b_rows] = torch.minimum(best_of_b[b_rows], block.amin(dim=0))
+            found_squares, found = _smallest(block, min(k, width))
+            # Stable, with the earlier columns first: at equal distance the lower index stays in front.
+            merged, order = torch.cat([squares[a_rows], found_squares], dim=1).sort(dim=1, stable=True)
+            squares[a_rows] = merged[:, :k]
+            indices[a_rows] = torch.cat([indices[a_rows], found + left], dim=1).gather(1, order[:, :k])
+    nearest = indices[:, 0]
+    # The same entry of the same block is compared with itself, so that equality is exact.
+    candidates = (squares[:, 0] == best_of_b[nearest]).nonzero()[:, 0]
+    first = nearest.new_full((len(b),), len(a)).scatter_reduce(0, nearest[candidates], candidates, "amin")
+    return indices, first[nearest] == torch.arange(len(a), device=a.device)
+
+
+def _smallest(block: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k smallest values of each row with their columns, nearest first; overwrites them in the block."""
+    values: list[Tensor] = []
+    columns: list[Tensor] = []
+    for step in range(k):
+        if step:
+            block.scatter_(1, columns[-1], torch.inf)
+        # numpy's argmin is vectorised, torch's on the CPU is not and would take a fifth of the time of the product
+        smallest = torch.from_numpy(block.numpy().argmin(axis=1)) if block.device.type == "cpu" else block.argmin(dim=1)
+        columns.append(smallest[:, None])
+        values.append(block.gather(1, columns[-1]))
+    return torch.cat(values, dim=1), torch.cat(columns, dim=1)

@@ -1,0 +1,16 @@
+"""Which floating-point type a device computes convolutions fastest in."""
+
+from __future__ import annotations
+
+import torch
+
+
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies matrices in it (GPUs since Ampere, CPUs with AMX), else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu":
+        # Without AMX, bfloat16 is emulated and several times slower than float32. Not every build can tell.
+        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+        return torch.bfloat16 if has_amx is not None and has_amx() else torch.float32
+    return torch.float32

@@ -1,0 +1,1 @@
+"""Training from camera poses: scenes, pairs, losses and the loop."""

@@ -1,0 +1,231 @@
+"""``capsdesc-train``: posed photographs in, a descriptor model out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+from tqdm import tqdm
+
+from capsdesc.io.colmap import read_model
+from capsdesc.io.images import read_image, to_tensor
+from capsdesc.models import ModelConfig, build_network
+from capsdesc.training.config import NAMED_CONFIGS, TrainingConfig
+from capsdesc.training.dataset import DataConfig, PairDataset, Scene, covisible_pairs
+from capsdesc.training.loop import train
+from capsdesc.weights import load_encoder, resolve, save_pretrained
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm"}
+# Seeds of the held-out pairs; training samples are drawn with the run's own seed.
+VALIDATION_SEED = 2**32 - 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="capsdesc-train",
+        description="Train local descriptors from camera poses alone. Run the same command again to resume.",
+    )
+    parser.add_argument(
+        "scenes", nargs="+", type=Path, help="folders with images/ and a COLMAP model in sparse/ or sparse/0/"
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the model, the log and checkpoints")
+    parser.add_argument(
+        "--validation", nargs="+", type=Path, default=[], metavar="SCENE", help="scenes to judge on; never trained on"
+    )
+    parser.add_argument(
+        "--photographs", nargs="+", type=Path, default=[], metavar="DIR", help="more photographs, for homography pairs"
+    )
+    parser.add_argument(
+        "--config", default="default", help=f"{', '.join(NAMED_CONFIGS)}, or a YAML file of settings to change"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change single settings, for example data.width=320 loss.contrastive=0.1",
+    )
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--weights", help="fine-tune these: bundled name, file, folder or hub name (default: the bundled weights)"
+    )
+    start.add_argument("--encoder", type=Path, help="start from an ImageNet encoder's file and a random decoder")
+    start.add_argument("--from-scratch", action="store_true", help="start from random weights throughout")
+    parser.add_argument("--steps", type=int, help="optimizer steps")
+    parser.add_argument("--batch-size", type=int, help="pairs per step")
+    parser.add_argument("--seed", type=int, help="of data and random parameters")
+    parser.add_argument("--max-minutes", type=float, help="stop after this long; the same command goes on")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is one)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare pairs (default: 1)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``capsdesc-train``; returns the exit code."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return run(options)
+    except (OSError, ValueError, ImportError, FloatingPointError, RuntimeError) as error:
+        print(f"capsdesc-train: {error}", file=sys.stderr)
+        return 1
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train as the options say."""
+    config = read_config(options)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    scenes = [read_scene(folder, config.data) for folder in tqdm(options.scenes, desc="scenes", disable=None)]
+    photographs = [path for folder in options.photographs for path in find_images(folder)]
+    scenes, held_out = _held_out(scenes, options.validation, config)
+    training_pairs = PairDataset(scenes, photographs, config.data, config.seed, config.steps * config.batch_size)
+    validation_data = dataclasses.replace(config.data, planar_share=0.0, augmentation=None)
+    validation_pairs = PairDataset(held_out, [], validation_data, VALIDATION_SEED, config.validation_pairs)
+    logger.info(
+        "%d scenes, %d photographs, %d posed pairs to train on, %d to judge on",
+        len(scenes),
+        len(training_pairs.photographs),
+        sum(len(scene.pairs) for scene in scenes),
+        sum(len(scene.pairs) for scene in held_out),
+    )
+    torch.manual_seed(config.seed)
+    network = starting_network(options, config.model, training_pairs.photographs)
+    finished = train(
+        config,
+        network,
+        training_pairs,
+        validation_pairs,
+        options.out,
+        device=device,
+        workers=options.workers,
+        max_minutes=options.max_minutes,
+    )
+    save_pretrained(options.out, config.model, network.cpu().state_dict())
+    if finished:
+        logger.info("done: CAPSExtractor(%r) loads the model", str(options.out))
+    else:
+        logger.info("out of time; run the same command again to go on. The model so far is in %s", options.out)
+    return 0
+
+
+def read_config(options: argparse.Namespace) -> TrainingConfig:
+    """The settings of ``--config``, changed by ``--set`` and the options of their own."""
+    if options.config in NAMED_CONFIGS:
+        config = NAMED_CONFIGS[options.config]()
+    else:
+        path = Path(options.config)
+        if not path.is_file():
+            raise FileNotFoundError(f"--config {path} is no file and none of {', '.join(NAMED_CONFIGS)}")
+        config = TrainingConfig.from_yaml(path.read_text(encoding="utf-8"))
+    values = yaml.safe_load(config.to_yaml())
+    changes = [change.partition("=") for change in options.set]
+    for key, equals, text in changes:
+        *parents, name = key.split(".")
+        node = values
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if not equals or not isinstance(node, dict) or name not in node:
+            raise ValueError(f"--set {key}{equals}{text}: expected KEY=VALUE with a known key, such as data.width=320")
+        node[name] = yaml.safe_load(text)
+    for name in ("steps", "batch_size", "seed"):
+        if getattr(options, name) is not None:
+            values[name] = getattr(options, name)
+    return TrainingConfig.from_yaml(yaml.safe_dump(values))
+
+
+def read_scene(folder: Path, config: DataConfig) -> Scene:
+    """The scene of a folder with ``images/`` and ``sparse/`` (or ``sparse/0/``)."""
+    model = folder / "sparse"
+    if (model / "0").is_dir():
+        model = model / "0"
+    photographs = read_model(model, folder / "images")
+    scene = Scene(folder.name, photographs, covisible_pairs(photographs, config))
+    if len(scene.pairs) == 0:
+        logger.warning("%s: no pair overlaps and differs enough to train on", scene.name)
+    return scene
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Image files anywhere under a folder, by name.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise ValueError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
+    return found
+
+
+def starting_network(options: argparse.Namespace, config: ModelConfig, photographs: Sequence[Path]) -> nn.Module:
+    """The network with the parameters that training starts from."""
+    if options.from_scratch:
+        return build_network(config)
+    if options.encoder is None:
+        weights = resolve(options.weights)
+        if weights.config != config:
+            raise ValueError(
+                f"the weights {weights.source} are of another network than the config asks for: "
+                f"{weights.config} is not {config}"
+            )
+        logger.info("starting from %s", weights.source)
+        return weights.build()
+    network = build_network(config)
+    encoder = network if config.architecture == "caps" else network.get_submodule("encoder")
+    state = load_encoder(options.encoder, config.encoder, images=_sample_images(photographs))
+    missing, unexpected = encoder.load_state_dict(state, strict=False)
+    decoder_only = {name.split(".")[0] for name in missing} <= DECODER_PARTS
+    if unexpected or not decoder_only:
+        raise ValueError(f"{options.encoder} does not fit the encoder: missing {missing}, unexpected {unexpected}")
+    return network
+
+
+# What the paper's network has beside its encoder, which it extends.
+DECODER_PARTS = {
+    "conv_coarse",
+    "upconv3",
+    "iconv3",
+    "upconv2",
+    "iconv2",
+    "conv_fine",
+    "log_inverse_temperature",
+}
+
+
+def _sample_images(photographs: Sequence[Path], count: int = 24, size: int = 320) -> torch.Tensor:
+    """Centre squares of evenly spaced photographs, for statistics of activations."""
+    chosen = [photographs[k] for k in np.linspace(0, len(photographs) - 1, count).astype(int)]
+    squares = []
+    for path in chosen:
+        image = to_tensor(read_image(path))
+        top, left = ((edge - min(edge, size)) // 2 for edge in image.shape[1:])
+        square = image[:, top : top + size, left : left + size]
+        squares.append(nn.functional.interpolate(square[None], size=(size, size), mode="area"))
+    return torch.cat(squares)
+
+
+def _held_out(
+    scenes: Sequence[Scene], validation: Sequence[Path], config: TrainingConfig
+) -> tuple[list[Scene], list[Scene]]:
+    """Training and validation scenes; without scenes of their own, a tenth of each scene's pairs is held out."""
+    if validation:
+        return list(scenes), [read_scene(folder, config.data) for folder in validation]
+    kept, held_out = [], []
+    rng = np.random.default_rng(config.seed)
+    for scene in scenes:
+        order = rng.permutation(len(scene.pairs))
+        count = max(1, len(order) // 10) if len(order) > 1 else 0
+        held_out.append(dataclasses.replace(scene, pairs=scene.pairs[np.sort(order[:count])]))
+        kept.append(dataclasses.replace(scene, pairs=scene.pairs[np.sort(order[count:])]))
+    return kept, held_out

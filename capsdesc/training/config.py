@@ -1,0 +1,176 @@
+"""The settings of a training run: frozen dataclasses that round-trip to YAML and refuse unknown keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import yaml
+
+from capsdesc.models.config import ModelConfig
+from capsdesc.training.augmentation import AugmentationConfig
+from capsdesc.training.dataset import DataConfig
+from capsdesc.training.losses import LossConfig
+
+T = TypeVar("T")
+
+SCHEDULES = ("one_cycle", "halving")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How the parameters move.
+
+    Attributes:
+        learning_rate: the peak rate of the decoder and heads.
+        encoder_factor: factor on it for the pretrained encoder.
+        temperature_factor: factor on it for the learned temperatures.
+        weight_decay: decoupled weight decay (AdamW).
+        schedule: ``"one_cycle"`` over the whole run, or ``"halving"`` every ``halve_every`` steps (supplement).
+        halve_every: steps between halvings.
+        warmup: share of the run in which a one-cycle schedule rises.
+        max_gradient_norm: gradients longer than this are shortened to it.
+    """
+
+    learning_rate: float = 1e-3
+    encoder_factor: float = 0.2
+    temperature_factor: float = 5.0
+    weight_decay: float = 1e-4
+    schedule: str = "one_cycle"
+    halve_every: int = 80_000
+    warmup: float = 0.1
+    max_gradient_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}; expected one of {', '.join(SCHEDULES)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that, with the data and the encoder's weights, defines a run.
+
+    Attributes:
+        model: the network.
+        data: which pairs are drawn.
+        loss: weights and thresholds of the losses.
+        optimizer: how the parameters move.
+        steps: number of optimizer steps.
+        batch_size: pairs per step.
+        seed: of the data and of the parameters that start random.
+        precision: of the network: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the hardware has it.
+            Losses are always computed in float32.
+        validate_every: steps between validations on held-out pairs.
+        validation_pairs: how many pairs are held out per validation.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    steps: int = 4000
+    batch_size: int = 4
+    seed: int = 0
+    precision: str = "auto"
+    validate_every: int = 250
+    validation_pairs: int = 32
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "validate_every", "validation_pairs", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
+
+    @classmethod
+    def paper(cls) -> TrainingConfig:
+        """The paper's recipe (supplement): ResNet-50, Adam, 200 k steps of 6 pairs, its losses and colour jitter."""
+        jitter = AugmentationConfig(
+            brightness=1.0, contrast=1.0, saturation=1.0, hue=0.4, grey=0.0, blur=0.0, jpeg=0.0, noise=0.0
+        )
+        return cls(
+            model=ModelConfig.paper(),
+            data=DataConfig(
+                width=640,
+                height=480,
+                queries=500,
+                planar_share=0.0,
+                min_rotation=0.0,
+                zoom_sigma=0.0,
+                turn_sigma=0.0,
+                augmentation=jitter,
+            ),
+            optimizer=OptimizerConfig(
+                learning_rate=1e-4, encoder_factor=1.0, weight_decay=0.0, schedule="halving", max_gradient_norm=1e9
+            ),
+            steps=200_000,
+            batch_size=6,
+        )
+
+    def to_yaml(self) -> str:
+        """The config as YAML, every setting written out."""
+        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> TrainingConfig:
+        """The config of a YAML text; what it does not name keeps its default.
+
+        Raises:
+            ValueError: it is no YAML mapping, a key is unknown, or a value is refused; the key is named in full.
+        """
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"the training config is no valid YAML: {error}") from error
+        return build(cls, {} if values is None else values)
+
+
+NAMED_CONFIGS = {"default": TrainingConfig, "caps_paper": TrainingConfig.paper}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def build(kind: type[T], values: object, where: str = "") -> T:
+    """A (nested) config dataclass from plain mappings, strictly.
+
+    Raises:
+        ValueError: a key is unknown or a value has the wrong type; it is named as ``data.width``.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where or 'the config'} is {values!r}; expected a mapping of settings")
+    hints = typing.get_type_hints(kind)
+    unknown = [f"{where}.{key}".lstrip(".") for key in values if key not in hints]
+    if unknown:
+        raise ValueError(f"unknown setting {', '.join(unknown)}; known are {', '.join(hints)}")
+    built = {key: _convert(hints[key], value, f"{where}.{key}".lstrip(".")) for key, value in values.items()}
+    return kind(**built)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = [option for option in typing.get_args(hint) if option is not type(None)]
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is tuple:
+        parts = typing.get_args(hint)
+        if not isinstance(value, (list, tuple)) or len(value) != len(parts):
+            raise ValueError(f"{where} is {value!r}; expected {len(parts)} numbers")
+        return tuple(_convert(part, item, where) for part, item in zip(parts, value, strict=True))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        hint_text = {float: "a number", int: "an integer", str: "a text", bool: "true or false"}[hint]
+        raise ValueError(f"{where} is {value!r}; expected {hint_text}")
+    return value

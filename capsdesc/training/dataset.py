@@ -1,0 +1,337 @@
+"""Training pairs: posed photographs two by two, and homographies of single photographs.
+
+A sample is a pure function of the seed and its index. That makes training resume to the same bits with any number of
+loader workers, and needs no state to be saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from capsdesc.geometry import fundamental_from_pose, relative_pose, rotation_error
+from capsdesc.io.colmap import PosedImage
+from capsdesc.io.images import read_image
+from capsdesc.training.augmentation import AugmentationConfig, augment
+from capsdesc.training.losses import Supervision
+from capsdesc.training.views import (
+    View,
+    VirtualCamera,
+    aim,
+    random_homography,
+    render_camera,
+    render_homography,
+)
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+
+# How many depths along a query's ray are tried to see whether it can appear in the other view.
+RAY_SAMPLES = 24
+# The scene's depths are known from sparse points only: surfaces may lie this factor nearer or farther.
+DEPTH_MARGIN = 1.5
+# After this many pairs in a row without enough query points, the data are at fault and not chance.
+MAX_ATTEMPTS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which pairs are drawn and how they are cropped.
+
+    Attributes:
+        width: width of the training views in pixels.
+        height: height of the training views in pixels.
+        queries: query points per pair.
+        sift_share: share of them that are SIFT keypoints; the others are uniform (supplement: 90 %).
+        planar_share: share of pairs that are homographies of one photograph.
+        min_covisibility: least share of the scene points of the poorer image that both images see.
+        min_rotation: least relative rotation of posed pairs in degrees.
+        max_rotation: largest relative rotation of posed pairs in degrees (supplement: 80).
+        max_zoom: view pixels per photograph pixel at most; at least the view fits into the photograph.
+        zoom_sigma: standard deviation of the log zoom between the two views of a posed pair.
+        turn_sigma: standard deviation of the turn of each view of a posed pair in degrees.
+        planar_turn_sigma: standard deviation of the turn of planar pairs in degrees.
+        planar_jitter: how far corners of planar pairs move at most, as a share of the view's edges.
+        planar_zoom: smallest and largest zoom of planar pairs.
+        augmentation: photometric changes, or None.
+    """
+
+    width: int = 352
+    height: int = 256
+    queries: int = 300
+    sift_share: float = 0.9
+    planar_share: float = 0.5
+    min_covisibility: float = 0.15
+    min_rotation: float = 3.0
+    max_rotation: float = 80.0
+    max_zoom: float = 1.2
+    zoom_sigma: float = 0.15
+    turn_sigma: float = 5.0
+    planar_turn_sigma: float = 18.0
+    planar_jitter: float = 0.25
+    planar_zoom: tuple[float, float] = (0.7, 1.6)
+    augmentation: AugmentationConfig | None = AugmentationConfig()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the views."""
+        return self.width, self.height
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingPair:
+    """One sample: two (3, h, w) uint8 views and, for N query points of the first, where they lie in the second."""
+
+    image0: Array
+    image1: Array
+    points: Array
+    valid: Array
+    fundamental: Array
+    homography: Array
+    planar: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """Pairs stacked: (B, 3, h, w) uint8 images and their supervision."""
+
+    images0: Tensor
+    images1: Tensor
+    supervision: Supervision
+
+
+def collate(pairs: Sequence[TrainingPair]) -> Batch:
+    """Stack pairs to a batch."""
+
+    def stack(name: str, dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(pair, name) for pair in pairs])).to(dtype)
+
+    return Batch(
+        images0=stack("image0", torch.uint8),
+        images1=stack("image1", torch.uint8),
+        supervision=Supervision(
+            points=stack("points", torch.float32),
+            valid=stack("valid", torch.bool),
+            fundamental=stack("fundamental", torch.float32),
+            homography=stack("homography", torch.float32),
+            planar=stack("planar", torch.bool),
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scene:
+    """A reconstruction's photographs and the pairs of them that can be matched.
+
+    Attributes:
+        name: what it is called in messages.
+        photographs: the posed photographs.
+        pairs: (P, 2) indices of photographs that see enough in common.
+    """
+
+    name: str
+    photographs: Sequence[PosedImage]
+    pairs: Array
+
+
+def covisible_pairs(photographs: Sequence[PosedImage], config: DataConfig) -> Array:
+    """(P, 2) indices i < j of photographs that overlap and differ as the config asks (supplement)."""
+    pairs = []
+    for i, first in enumerate(photographs):
+        for j in range(i + 1, len(photographs)):
+            second = photographs[j]
+            shared = len(np.intersect1d(first.point_ids, second.point_ids, assume_unique=True))
+            if shared < max(1, config.min_covisibility * min(len(first.point_ids), len(second.point_ids))):
+                continue
+            if config.min_rotation <= rotation_error(first.R, second.R) <= config.max_rotation:
+                pairs.append((i, j))
+    return np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+class PairDataset(Dataset[TrainingPair]):
+    """Endless training pairs over scenes and single photographs.
+
+    Args:
+        scenes: reconstructions; each is drawn in proportion to the square root of its number of pairs.
+        photographs: further image files for planar pairs, beside the scenes' own.
+        config: what to draw.
+        seed: sample ``i`` of the same seed is the same sample always.
+        length: how many samples there are.
+
+    Raises:
+        ValueError: there is nothing to draw from.
+    """
+
+    def __init__(
+        self,
+        scenes: Sequence[Scene],
+        photographs: Sequence[Path],
+        config: DataConfig,
+        seed: int,
+        length: int,
+    ) -> None:
+        self.scenes = [scene for scene in scenes if len(scene.pairs)]
+        self.photographs = [image.path for scene in scenes for image in scene.photographs] + list(photographs)
+        if config.planar_share < 1 and not self.scenes:
+            raise ValueError("no scene has a pair of photographs that overlap and differ enough to train on")
+        if config.planar_share > 0 and not self.photographs:
+            raise ValueError("planar_share is above zero but there is no photograph")
+        self.config, self.seed, self.length = config, seed, length
+        chances = np.sqrt([len(scene.pairs) for scene in self.scenes])
+        self._scene_chances = chances / chances.sum() if len(chances) else chances
+        self._unreadable: set[Path] = set()
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return self.length
+
+    def __getitem__(self, index: int) -> TrainingPair:
+        """The sample of this index."""
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        rng = np.random.default_rng((self.seed, index))
+        for _ in range(MAX_ATTEMPTS):
+            planar = rng.random() < self.config.planar_share
+            try:
+                pair = self._planar_pair(rng) if planar else self._posed_pair(rng)
+            except (OSError, ValueError) as error:
+                logger.warning("skipped: %s", error)
+                continue
+            if pair.valid.sum() >= self.config.queries / 4:
+                return pair
+        raise RuntimeError(
+            f"{MAX_ATTEMPTS} pairs in a row had hardly a query point that both views can see: "
+            "are the poses and intrinsics of the model right?"
+        )
+
+    def _posed_pair(self, rng: np.random.Generator) -> TrainingPair:
+        config = self.config
+        scene = self.scenes[rng.choice(len(self.scenes), p=self._scene_chances)]
+        first, second = (scene.photographs[k] for k in rng.permutation(rng.choice(scene.pairs)))
+        shared = np.isin(first.point_ids, second.point_ids)
+        point = rng.choice(first.points[shared])
+        common_zoom = rng.uniform(0, 1)
+        views, cameras = [], []
+        for posed in (first, second):
+            fitting = max(config.width / posed.camera.width, config.height / posed.camera.height)
+            zoom = fitting * (max(config.max_zoom, fitting) / fitting) ** common_zoom
+            zoom *= np.exp(rng.normal(0, config.zoom_sigma))
+            camera = aim(posed, point, config.size, max(zoom, fitting), rng.normal(0, config.turn_sigma))
+            cameras.append(camera)
+            views.append(render_camera(posed, read_image(posed.path), camera, config.size))
+        camera0, camera1 = cameras
+        R, t = relative_pose(camera0.R, camera0.t, camera1.R, camera1.t)
+        _, depths = camera0.project(first.points)
+        candidates = self._candidates(rng, views[0])
+        seen = seen_in(candidates, camera0, camera1, depths[depths > 0], config.size)
+        fundamental = fundamental_from_pose(R, t, camera0.K, camera1.K)
+        return self._finish(rng, views, candidates[seen], fundamental, np.eye(3), planar=False)
+
+    def _planar_pair(self, rng: np.random.Generator) -> TrainingPair:
+        config = self.config
+        photograph = read_image(self.photographs[rng.integers(len(self.photographs))])
+        height, width = photograph.shape[:2]
+        fitting = max(config.width / width, config.height / height)
+        zoom = fitting * (max(config.max_zoom, fitting) / fitting) ** rng.uniform(0, 1)
+        homographies = random_homography(
+            rng,
+            (width, height),
+            config.size,
+            zoom,
+            config.planar_turn_sigma,
+            config.planar_jitter,
+            config.planar_zoom,
+        )
+        views = [render_homography(photograph, H, config.size) for H in homographies]
+        if rng.random() < 0.5:  # so that the plain crop is not always the one that is asked
+            homographies, views = homographies[::-1], views[::-1]
+        H = homographies[1] @ np.linalg.inv(homographies[0])
+        candidates = self._candidates(rng, views[0])
+        partners = np.c_[candidates, np.ones(len(candidates))] @ H.T
+        partners = partners[:, :2] / partners[:, 2:]
+        seen = _inside(partners, config.size)
+        column, row = np.rint(partners[seen]).astype(int).T
+        seen[seen] = views[1].valid[row, column]
+        return self._finish(rng, views, candidates[seen], np.zeros((3, 3)), H / np.linalg.norm(H), planar=True)
+
+    def _candidates(self, rng: np.random.Generator, view: View) -> Array:
+        """Twice as many query points as needed, SIFT keypoints first as far as the config asks."""
+        config = self.config
+        grey = cv2.cvtColor(view.image, cv2.COLOR_RGB2GRAY)
+        mask = view.valid.astype(np.uint8)
+        detected = cv2.SIFT.create(contrastThreshold=0.01).detect(grey, mask)
+        sift = np.unique(np.array([k.pt for k in detected]).reshape(-1, 2), axis=0)
+        sift = rng.permutation(sift)[: round(2 * config.queries * config.sift_share)]
+        uniform = rng.uniform((0, 0), (config.width - 1, config.height - 1), (2 * config.queries, 2))
+        column, row = np.rint(uniform).astype(int).T
+        candidates: Array = np.concatenate([sift, uniform[view.valid[row, column]]])
+        return candidates
+
+    def _finish(
+        self,
+        rng: np.random.Generator,
+        views: Sequence[View],
+        candidates: Array,
+        fundamental: Array,
+        homography: Array,
+        planar: bool,
+    ) -> TrainingPair:
+        config = self.config
+        # Candidates are SIFT first, so the head holds the wanted share and uniform points fill up what is missing.
+        uniform_share = round(config.queries * (1 - config.sift_share))
+        head, tail = candidates[: config.queries - uniform_share], candidates[config.queries - uniform_share :]
+        chosen = np.concatenate([head, tail[::-1][: config.queries - len(head)]])
+        points = np.zeros((config.queries, 2))
+        points[: len(chosen)] = chosen
+        images = [view.image for view in views]
+        if config.augmentation is not None:
+            images = [augment(rng, image, config.augmentation) for image in images]
+        return TrainingPair(
+            image0=np.ascontiguousarray(images[0].transpose(2, 0, 1)),
+            image1=np.ascontiguousarray(images[1].transpose(2, 0, 1)),
+            points=points,
+            valid=np.arange(config.queries) < len(chosen),
+            fundamental=fundamental,
+            homography=homography,
+            planar=planar,
+        )
+
+
+def _inside(points: Array, size: tuple[int, int]) -> Array:
+    return np.asarray(((points >= 0) & (points <= (size[0] - 1, size[1] - 1))).all(-1))
+
+
+def seen_in(
+    points: Array, camera0: VirtualCamera, camera1: VirtualCamera, depths: Array, size: tuple[int, int]
+) -> Array:
+    """Which pixels of view 0 can appear in view 1 at some depth the scene has.
+
+    Args:
+        points: (N, 2) pixels of view 0.
+        camera0: camera of view 0.
+        camera1: camera of view 1.
+        depths: (P,) depths of scene points in view 0, positive.
+        size: width and height of view 1.
+
+    Returns:
+        (N,) bool.
+    """
+    if len(depths) == 0:
+        return np.zeros(len(points), dtype=bool)
+    near, far = depths.min() / DEPTH_MARGIN, depths.max() * DEPTH_MARGIN
+    rays = np.c_[points, np.ones(len(points))] @ np.linalg.inv(camera0.K).T
+    along = rays[:, None] * np.geomspace(near, far, RAY_SAMPLES)[:, None]
+    world = (along.reshape(-1, 3) - camera0.t) @ camera0.R
+    pixels, depth = camera1.project(world)
+    return np.asarray(((depth > 0) & _inside(pixels, size)).reshape(len(points), -1).any(1))

@@ -1,0 +1,210 @@
+"""The losses of the paper: epipolar and cycle, weighted by the matcher's own certainty (section 3.1 and 3.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from capsdesc.correspondence import Correspondence, back_again, coarse_to_fine
+from capsdesc.models.maps import DenseFeatures
+from capsdesc.models.network import inverse_temperatures
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights and thresholds of the loss. Those of the paper are the defaults, ``contrastive`` apart.
+
+    Attributes:
+        epipolar_coarse: weight of the coarse epipolar loss.
+        epipolar_fine: weight of the fine epipolar loss.
+        cycle_coarse: weight of the coarse cycle loss.
+        cycle_fine: weight of the fine cycle loss.
+        contrastive: weight of the dual-softmax loss on the descriptors of known correspondences. Only homography pairs
+            have them, and the paper has no such loss.
+        contrastive_radius: other points closer than this to the right one, in pixels, are no wrong answers.
+        max_epipolar_coarse: coarse matches farther than this share of the shorter edge from the line are left out.
+        max_epipolar_fine: likewise fine matches.
+        max_coarse_for_fine: fine matches whose coarse match is farther than this share from the line are left out.
+        max_cycle: loops that end farther than this share of the shorter edge from their start are left out.
+        max_cycle_px: likewise in pixels.
+    """
+
+    epipolar_coarse: float = 1.0
+    epipolar_fine: float = 1.0
+    cycle_coarse: float = 0.1
+    cycle_fine: float = 0.1
+    contrastive: float = 0.0
+    contrastive_radius: float = 4.0
+    max_epipolar_coarse: float = 0.5
+    max_epipolar_fine: float = 0.5
+    max_coarse_for_fine: float = 0.125
+    max_cycle: float = 0.025
+    max_cycle_px: float = 40.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Supervision:
+    """What is known about where query points of image 0 lie in image 1.
+
+    Attributes:
+        points: (B, N, 2) query points in image 0, pixels.
+        valid: (B, N) bool; padding and points that cannot be seen in image 1 are False.
+        fundamental: (B, 3, 3) of unit norm, x1^T F x0 = 0; read where ``planar`` is False.
+        homography: (B, 3, 3), x1 ~ H x0; read where ``planar`` is True.
+        planar: (B,) bool; whether the pair is related by a homography and the exact place is known.
+    """
+
+    points: Tensor
+    valid: Tensor
+    fundamental: Tensor
+    homography: Tensor
+    planar: Tensor
+
+    def to(self, device: torch.device | str) -> Supervision:
+        """The same on a device."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Supervision(**{name: value.to(device, non_blocking=True) for name, value in fields.items()})
+
+
+def homogeneous(points: Tensor) -> Tensor:
+    """(..., 2) to (..., 3) with a last coordinate of one."""
+    return F.pad(points, (0, 1), value=1.0)
+
+
+def epipolar_distance(points0: Tensor, points1: Tensor, fundamental: Tensor) -> Tensor:
+    """Distance of points in image 1 to the epipolar lines of points in image 0 (equation 1).
+
+    Args:
+        points0: (B, N, 2) pixels.
+        points1: (B, N, 2) pixels.
+        fundamental: (B, 3, 3), x1^T F x0 = 0.
+
+    Returns:
+        (B, N) distances in pixels.
+    """
+    lines = homogeneous(points0) @ fundamental.transpose(1, 2)
+    normals = lines[..., :2].norm(dim=-1).clamp_min(1e-12)
+    distances: Tensor = (homogeneous(points1) * lines).sum(-1).abs() / normals
+    return distances
+
+
+def transfer(points: Tensor, homography: Tensor) -> Tensor:
+    """(B, N, 2) points moved by (B, 3, 3) homographies; a point at infinity stays finite but far away."""
+    moved = homogeneous(points) @ homography.transpose(1, 2)
+    depth = moved[..., 2:]
+    return moved[..., :2] / torch.where(depth.abs() < 1e-8, torch.full_like(depth, 1e-8), depth)
+
+
+def match_error(points1: Tensor, supervision: Supervision) -> Tensor:
+    """(B, N) error of the answers (B, N, 2) in pixels: distance to the epipolar line, or to the known place."""
+    line = epipolar_distance(supervision.points, points1, supervision.fundamental)
+    if not bool(supervision.planar.any()):
+        return line
+    place = (points1 - transfer(supervision.points, supervision.homography)).norm(dim=-1)
+    return torch.where(supervision.planar[:, None], place, line)
+
+
+def certainty_weighted_mean(errors: Tensor, std: Tensor, keep: Tensor) -> Tensor:
+    """Mean of the kept errors, each weighted by 1 / std (section 3.2); the weights' mean over the kept is one."""
+    weights = torch.where(keep, 1 / std.clamp_min(1e-6), torch.zeros_like(std)).detach()
+    # A sum over nothing must be a zero that still has a gradient. A masked error may be infinite: it must not reach it.
+    errors = torch.where(keep, errors, torch.zeros_like(errors))
+    return (weights * errors).sum() / weights.sum().clamp_min(1e-12)
+
+
+def caps_loss(
+    network: nn.Module,
+    features0: DenseFeatures,
+    features1: DenseFeatures,
+    supervision: Supervision,
+    config: LossConfig,
+) -> dict[str, Tensor]:
+    """The training loss of a batch of pairs and its parts.
+
+    Args:
+        network: whose inverse temperatures are used.
+        features0: maps of the first images.
+        features1: maps of the second images.
+        supervision: query points and what is known of them.
+        config: weights and thresholds.
+
+    Returns:
+        Scalars: ``loss``, its unweighted parts by the names of the weights in ``config``, and ``median_px``, the median
+        error of the fine answers in pixels (no gradient).
+    """
+    points, valid = supervision.points, supervision.valid
+    temperatures = inverse_temperatures(network)
+    coarse, fine = coarse_to_fine(points, features0, features1, temperatures)
+    coarse_loop, fine_loop = back_again(points, coarse, fine, features0, features1, temperatures)
+    width, height = features1.image_size
+    shorter, longer = min(width, height), max(width, height)
+
+    def spread(found: Correspondence, image_size: tuple[int, int]) -> Tensor:
+        half_size = found.std.new_tensor([(image_size[0] - 1) / 2, (image_size[1] - 1) / 2])
+        return (found.std / half_size).sum(-1)
+
+    error_coarse = match_error(coarse.expected, supervision)
+    error_fine = match_error(fine.expected, supervision)
+    error_loop_coarse = (coarse_loop.expected - points).norm(dim=-1)
+    error_loop_fine = (fine_loop.expected - points).norm(dim=-1)
+    max_loop = min(config.max_cycle * shorter, config.max_cycle_px)
+    std_coarse, std_fine = spread(coarse, features1.image_size), spread(fine, features1.image_size)
+    std_loop_coarse = std_coarse * spread(coarse_loop, features0.image_size)
+    std_loop_fine = std_fine * spread(fine_loop, features0.image_size)
+
+    keep_coarse = valid & (error_coarse < config.max_epipolar_coarse * shorter)
+    keep_fine = valid & (error_fine < config.max_epipolar_fine * shorter)
+    keep_fine &= error_coarse < config.max_coarse_for_fine * shorter
+    terms = {
+        "epipolar_coarse": (error_coarse, std_coarse, keep_coarse),
+        "epipolar_fine": (error_fine, std_fine, keep_fine),
+        "cycle_coarse": (error_loop_coarse, std_loop_coarse, valid & (error_loop_coarse < max_loop)),
+        "cycle_fine": (error_loop_fine, std_loop_fine, valid & (error_loop_fine < max_loop)),
+    }
+    parts = {name: certainty_weighted_mean(*term) / longer for name, term in terms.items()}
+    if config.contrastive:
+        parts["contrastive"] = contrastive_loss(features0, features1, supervision, config.contrastive_radius)
+    loss = torch.stack([getattr(config, name) * part for name, part in parts.items()]).sum()
+    median = error_fine.detach()[valid].median() if bool(valid.any()) else error_fine.new_tensor(torch.nan)
+    return {"loss": loss, **parts, "median_px": median}
+
+
+def contrastive_loss(
+    features0: DenseFeatures,
+    features1: DenseFeatures,
+    supervision: Supervision,
+    radius: float,
+    inverse_temperature: float = 20.0,
+) -> Tensor:
+    """How well each descriptor picks its known partner among those of all query points of its pair, both ways.
+
+    Cross entropy of the softmax over cosines, as in CLIP (Radford et al. 2021), over the homography pairs.
+
+    Args:
+        features0: maps of the first images.
+        features1: maps of the second images.
+        supervision: query points; only planar pairs count.
+        radius: other points within this distance of the right one, in pixels in image 1, are no wrong answers.
+        inverse_temperature: factor on the cosines.
+
+    Returns:
+        A scalar; zero when no pair is planar.
+    """
+    partners = transfer(supervision.points, supervision.homography)
+    width, height = features1.image_size
+    inside = ((partners >= 0) & (partners <= partners.new_tensor([width - 1, height - 1]))).all(-1)
+    keep = supervision.valid & supervision.planar[:, None] & inside
+    partners = torch.where(keep[..., None], partners, torch.zeros_like(partners))
+    a = F.normalize(features0.describe(supervision.points), dim=-1)
+    b = F.normalize(features1.describe(partners), dim=-1)
+    logits = inverse_temperature * a @ b.transpose(1, 2)
+    with torch.no_grad():
+        same = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+        ignored = (torch.cdist(partners, partners) < radius) | ~keep[:, None, :] | ~keep[:, :, None]
+        ignored &= ~same
+    logits = logits.masked_fill(ignored, -torch.inf)
+    wrong = -(logits.log_softmax(1) + logits.log_softmax(2)).diagonal(dim1=1, dim2=2) / 2
+    return torch.where(keep, wrong, torch.zeros_like(wrong)).sum() / keep.sum().clamp_min(1)

@@ -1,0 +1,238 @@
+"""A model as files: ``config.json`` beside ``model.safetensors``, read strictly and written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from capsdesc.io.files import atomic_path
+from capsdesc.models import ModelConfig, build_network
+
+CONFIG_FILE = "config.json"
+TENSORS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt")
+DTYPES = (torch.float32, torch.float16)
+
+# Batch normalisation's count of training batches: nothing computes with it, so it is neither required nor kept.
+_COUNTER = "num_batches_tracked"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weights:
+    """A trained network before it is built.
+
+    Attributes:
+        config: what the network is made of.
+        state_dict: its parameters and batch statistics by name.
+        source: where they came from, resolved: ``"bundled:NAME"``, an absolute path, or ``"org/name@COMMIT"``.
+    """
+
+    config: ModelConfig
+    state_dict: dict[str, Tensor]
+    source: str
+
+    def build(self) -> nn.Module:
+        """The network with these weights: float32, on the CPU, in eval mode; it shares no memory with them.
+
+        Raises:
+            ValueError: a key is missing, unexpected or of the wrong shape, or a value is not finite.
+        """
+        network = _empty_network(self.config)
+        tensors = conform(self.state_dict, shapes(network), self.source)
+        network.load_state_dict({key: tensor.clone() for key, tensor in tensors.items()}, strict=True, assign=True)
+        return network.eval()
+
+
+class Readable(Protocol):
+    """What is asked of a file: :class:`pathlib.Path` has it, and so have the resources of a package."""
+
+    def read_bytes(self) -> bytes: ...  # noqa: D102
+
+
+def save_pretrained(
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    state_dict: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype = torch.float32,
+    card: str | None = None,
+) -> None:
+    """Write a model that :func:`capsdesc.weights.resolve` reads: ``config.json`` and ``model.safetensors``.
+
+    All files are written before any takes its place, so an error leaves the folder as it was.
+
+    Args:
+        folder: made if it does not exist; files of these names in it are replaced.
+        config: the network's config.
+        state_dict: the network's ``state_dict()``, complete.
+        dtype: of the stored tensors, ``torch.float32`` or ``torch.float16`` (half the size).
+        card: text of the model card, written as ``README.md``.
+
+    Raises:
+        ValueError: ``dtype`` is another one; ``state_dict`` does not fit ``config`` key by key, or has values that are
+            not finite, in ``dtype``.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, DTYPES))}")
+    tensors = conform(state_dict, expected_shapes(config), "state_dict")
+    stored = {key: tensor.to("cpu", dtype).contiguous() for key, tensor in tensors.items()}
+    _refuse_non_finite(stored, f"state_dict as {dtype}")
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+
+        def temporary(name: str) -> Path:
+            return Path(stack.enter_context(atomic_path(folder / name)))
+
+        safetensors.torch.save_file(stored, temporary(TENSORS_FILE), metadata={"format": "pt"})
+        temporary(CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+        if card is not None:
+            temporary(CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def read_local(path: Path) -> Weights:
+    """The model of a folder, or of a ``.safetensors`` file with its ``config.json`` beside it.
+
+    Raises:
+        FileNotFoundError: one of the two files is missing.
+        ValueError: a file cannot be read, or the two do not fit each other.
+    """
+    config_file, tensors_file = (
+        (path / CONFIG_FILE, path / TENSORS_FILE)
+        if path.is_dir()
+        else (
+            path.parent / CONFIG_FILE,
+            path,
+        )
+    )
+    for file in (config_file, tensors_file):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{path} is no model: there is no {file}; expected {CONFIG_FILE} beside the tensors"
+            )
+    return read_pair(config_file, tensors_file, str(path.absolute()))
+
+
+def read_pair(config_file: Readable, tensors_file: Readable, source: str) -> Weights:
+    """The model of a config and a safetensors file.
+
+    Raises:
+        ValueError: a file cannot be read, or the two do not fit each other.
+    """
+    try:
+        config = ModelConfig.from_json(config_file.read_bytes().decode("utf-8"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {CONFIG_FILE} is refused: {error}") from error
+    tensors = read_safetensors(tensors_file, source)
+    return Weights(config, conform(tensors, expected_shapes(config), source), source)
+
+
+def read_safetensors(file: Readable, source: str) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, as stored.
+
+    Raises:
+        ValueError: it is no safetensors file, or is damaged.
+    """
+    try:
+        return safetensors.torch.load(file.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{source} is not a whole safetensors file: {error}") from error
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The state dict of a torch checkpoint: the checkpoint itself, or its entry ``state_dict``.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is a folder, no torch checkpoint, damaged, holds no state dict, or objects that are refused.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; expected a torch checkpoint file")
+    with path.open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        # On foreign or damaged bytes the unpickler fails with nearly any error there is.
+        except Exception as error:
+            raise ValueError(
+                f"{path} is refused: it is damaged, no torch checkpoint, or pickles objects other than tensors and "
+                f"plain values, whose loading could run code; if you trust it, save its state dict alone ({error})"
+            ) from error
+    if isinstance(content, Mapping) and "state_dict" in content:
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds no state dict but {type(content).__name__}; expected tensors by name")
+    for key, value in content.items():
+        if not (isinstance(key, str) and isinstance(value, Tensor)):
+            raise ValueError(f"{path} holds no state dict: its entry {key!r} is no tensor with a name")
+    return dict(content)
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Names and shapes of all that a network of this config must be given."""
+    return shapes(_empty_network(config))
+
+
+def shapes(network: nn.Module) -> dict[str, torch.Size]:
+    """Names and shapes of all that a network must be given."""
+    return {key: tensor.shape for key, tensor in network.state_dict().items() if not _is_counter(key)}
+
+
+def conform(state_dict: Mapping[str, Tensor], expected: Mapping[str, torch.Size], source: str) -> dict[str, Tensor]:
+    """The tensors as float32, once every key is accounted for; batch counters are left out.
+
+    Raises:
+        ValueError: a key is missing, unexpected or of the wrong shape, or a value is not finite.
+    """
+    layers = {key.rpartition(".")[0] for key in expected}
+    given = {key: t for key, t in state_dict.items() if not (_is_counter(key) and key.rpartition(".")[0] in layers)}
+    problems = []
+    if missing := [key for key in expected if key not in given]:
+        problems.append(_listing("missing", missing))
+    if unexpected := [key for key in given if key not in expected]:
+        problems.append(_listing("unexpected", unexpected))
+    misshapen = [
+        f"{key} {tuple(given[key].shape)} instead of {tuple(shape)}"
+        for key, shape in expected.items()
+        if key in given and given[key].shape != shape
+    ]
+    if misshapen:
+        problems.append(_listing("of the wrong shape", misshapen))
+    if integral := [key for key in expected if key in given and not given[key].is_floating_point()]:
+        problems.append(_listing("not of a floating-point type", integral))
+    if problems:
+        raise ValueError(f"{source} does not fit the network: {'; '.join(problems)}")
+    tensors = {key: given[key].detach().to(torch.float32) for key in expected}
+    _refuse_non_finite(tensors, source)
+    return tensors
+
+
+def _empty_network(config: ModelConfig) -> nn.Module:
+    # On the meta device nothing is allocated and no random number is drawn.
+    with torch.device("meta"):
+        return build_network(config)
+
+
+def _is_counter(key: str) -> bool:
+    return key.rpartition(".")[2] == _COUNTER
+
+
+def _refuse_non_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"{source} has values that are not finite: {_listing('tensors', bad)}")
+
+
+def _listing(what: str, items: Iterable[str], shown: int = 5) -> str:
+    items = list(items)
+    rest = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return f"{len(items)} {what} ({', '.join(items[:shown])}{rest})"

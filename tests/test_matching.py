@@ -1,0 +1,221 @@
+"""Matching against brute force: numpy in float64, and OpenCV's own matcher."""
+
+import tracemalloc
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from capsdesc import matching
+from capsdesc.matching import Matches, match
+
+
+def descriptors(count: int, dim: int = 32, seed: int = 0) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)
+
+
+def distance_matrix(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    return np.array([[np.sqrt(((x - y) ** 2).sum()) for y in b.astype(np.float64)] for x in a.astype(np.float64)])
+
+
+def brute_force(
+    a: npt.NDArray[Any],
+    b: npt.NDArray[Any],
+    mutual: bool = True,
+    ratio: float | None = None,
+    max_distance: float | None = None,
+) -> list[tuple[int, int]]:
+    distances = distance_matrix(a, b)
+    pairs = []
+    for i, row in enumerate(distances):
+        j = int(row.argmin())
+        if mutual and distances[:, j].argmin() != i:
+            continue
+        if ratio is not None and len(row) > 1 and not row[j] < ratio * np.sort(row)[1]:
+            continue
+        if max_distance is not None and row[j] > max_distance:
+            continue
+        pairs.append((i, j))
+    return pairs
+
+
+def pairs_of(matches: Matches) -> list[tuple[int, int]]:
+    return [(int(i), int(j)) for i, j in matches.indices]
+
+
+@pytest.mark.parametrize("block", [(2**21, 2**11), (60, 7), (1, 1), (50, 1000)])
+@pytest.mark.parametrize("mutual", [True, False])
+@pytest.mark.parametrize("ratio", [None, 0.85, 1.0])
+@pytest.mark.parametrize("max_distance", [None, 6.0])
+def test_agrees_with_brute_force_whatever_the_blocks(
+    block: tuple[int, int],
+    mutual: bool,
+    ratio: float | None,
+    max_distance: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(matching, "_BLOCK_SIZE", block[0])
+    monkeypatch.setattr(matching, "_BLOCK_COLUMNS", block[1])
+    a, b = descriptors(53, seed=1), descriptors(38, seed=2)
+    expected = brute_force(a, b, mutual, ratio, max_distance)
+    assert expected
+    found = match(a, b, mutual=mutual, ratio=ratio, max_distance=max_distance)
+    assert pairs_of(found) == expected
+    np.testing.assert_allclose(found.distances, [distance_matrix(a, b)[pair] for pair in expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_agrees_with_opencv_cross_check(normalize: bool) -> None:
+    a, b = descriptors(700, 128, seed=3), descriptors(500, 128, seed=4)
+    if normalize:
+        a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    reference = sorted(cv2.BFMatcher(cv2.NORM_L2, crossCheck=True).match(a, b), key=lambda m: m.queryIdx)
+    found = match(a, b)
+    assert pairs_of(found) == [(m.queryIdx, m.trainIdx) for m in reference]
+    np.testing.assert_allclose(found.distances, [m.distance for m in reference], rtol=1e-5)
+
+
+def test_result_types_follow_the_input() -> None:
+    a, b = descriptors(20), descriptors(15, seed=1)
+    from_numpy = match(a, b)
+    assert isinstance(from_numpy.indices, np.ndarray)
+    assert isinstance(from_numpy.distances, np.ndarray)
+    assert from_numpy.indices.dtype == np.int64
+    assert from_numpy.distances.dtype == np.float32
+    from_torch = match(torch.from_numpy(a).requires_grad_(), torch.from_numpy(b))
+    assert isinstance(from_torch.indices, torch.Tensor)
+    assert isinstance(from_torch.distances, torch.Tensor)
+    assert from_torch.indices.dtype == torch.int64
+    assert from_torch.distances.dtype == torch.float32
+    assert not from_torch.distances.requires_grad
+    assert len(from_torch) == len(from_numpy)
+    np.testing.assert_array_equal(from_torch.indices.numpy(), from_numpy.indices)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_match_as_their_float32_values(dtype: torch.dtype) -> None:
+    a, b = torch.from_numpy(descriptors(60)).to(dtype), torch.from_numpy(descriptors(50, seed=1)).to(dtype)
+    found = match(a, b)
+    assert pairs_of(found) == brute_force(a.float().numpy(), b.float().numpy())
+    assert len(match(a, b.float())) == len(found)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8", ">f8"])
+def test_numpy_layouts(dtype: str) -> None:
+    a, b = descriptors(30).astype(dtype), descriptors(25, seed=1).astype(dtype)
+    b.flags.writeable = False
+    expected = brute_force(a, b)
+    assert pairs_of(match(a, b)) == expected
+    reversed_back = a[::-1].copy()[::-1]
+    assert pairs_of(match(reversed_back, np.asfortranarray(b))) == expected
+
+
+def test_objects_with_descriptors() -> None:
+    @dataclass(frozen=True)
+    class Described:
+        descriptors: npt.NDArray[np.float32]
+
+    a, b = descriptors(30), descriptors(25, seed=1)
+    assert pairs_of(match(Described(a), Described(b))) == pairs_of(match(a, b))
+    assert pairs_of(match(Described(a), b)) == pairs_of(match(a, b))
+
+
+def test_common_offset_and_identical_descriptors_do_not_cancel() -> None:
+    a = descriptors(300, 256) * 1e-2 + 50
+    order = np.random.default_rng(5).permutation(300)
+    found = match(a, a[order])
+    assert pairs_of(found) == [(i, int(np.argsort(order)[i])) for i in range(300)]
+    np.testing.assert_array_equal(found.distances, 0)
+    nudged = a.copy()
+    nudged[:, 0] += np.float32(1e-3)
+    expected = np.abs(nudged[:, 0].astype(np.float64) - a[:, 0])
+    np.testing.assert_allclose(match(a, nudged).distances, expected, rtol=1e-5)
+
+
+def test_ties_go_to_the_lowest_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = np.array([[1.0, 0.0]], dtype=np.float32)
+    other = np.array([[0.0, 1.0]], dtype=np.float32)
+    a, b = np.concatenate([other, one, one, other]), np.concatenate([one, one, other, other])
+    for size in (2**21, 4, 2, 1):
+        monkeypatch.setattr(matching, "_BLOCK_SIZE", size)
+        monkeypatch.setattr(matching, "_BLOCK_COLUMNS", min(size, 3))
+        assert pairs_of(match(a, b)) == [(0, 2), (1, 0)]
+        assert pairs_of(match(a, b, mutual=False)) == [(0, 2), (1, 0), (2, 0), (3, 2)]
+        assert pairs_of(match(a, b, ratio=1.0)) == []
+
+
+def test_ratio_passes_a_single_candidate() -> None:
+    a, b = descriptors(3), descriptors(1, seed=1)
+    assert pairs_of(match(a, b, mutual=False, ratio=0.5)) == [(0, 0), (1, 0), (2, 0)]
+
+
+@pytest.mark.parametrize(("count_a", "count_b"), [(0, 5), (5, 0), (0, 0)])
+@pytest.mark.parametrize("ratio", [None, 0.8])
+def test_empty_in_empty_out(count_a: int, count_b: int, ratio: float | None) -> None:
+    a, b = descriptors(count_a), descriptors(count_b)
+    found = match(a, b, ratio=ratio)
+    assert len(found) == 0
+    assert found.indices.shape == (0, 2)
+    assert found.indices.dtype == np.int64
+    assert found.distances.shape == (0,)
+    assert found.distances.dtype == np.float32
+    assert isinstance(match(torch.from_numpy(a), torch.from_numpy(b)).indices, torch.Tensor)
+
+
+def test_memory_stays_far_below_the_distance_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = 0
+    allocate = torch.Tensor.new_empty
+
+    def recording(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal largest
+        tensor = allocate(self, *args, **kwargs)
+        largest = max(largest, tensor.numel())
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", recording)
+    a, b = descriptors(20_000, 8), descriptors(20_000, 8, seed=1)
+    tracemalloc.start()
+    found = match(a, b)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0 < largest <= matching._BLOCK_SIZE < a.shape[0] * b.shape[0] / 100
+    assert peak < 16 * 2**20
+    sample = np.random.default_rng(0).choice(len(found), 20, replace=False)
+    for i, j in np.asarray(found.indices)[sample]:
+        assert np.linalg.norm(b - a[i], axis=1).argmin() == j
+        assert np.linalg.norm(a - b[j], axis=1).argmin() == i
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "error", "message"),
+    [
+        (descriptors(3).tolist(), descriptors(3), TypeError, "a is list"),
+        (descriptors(3), descriptors(3).astype(np.uint8), TypeError, "b has dtype uint8"),
+        (torch.zeros(3, 4, dtype=torch.int64), torch.zeros(3, 4), TypeError, "a has dtype torch.int64"),
+        (descriptors(3), torch.from_numpy(descriptors(3)), TypeError, "a is numpy and b is torch"),
+        (descriptors(3)[0], descriptors(3), ValueError, r"a has shape \(32,\)"),
+        (descriptors(3), descriptors(3)[None], ValueError, r"b has shape \(1, 3, 32\)"),
+        (descriptors(3, 32), descriptors(3, 16), ValueError, "a has 32 dimensions and b has 16"),
+        (descriptors(3), descriptors(3) * np.float32("nan"), ValueError, "b has NaN or infinite values in 3 of 3 rows"),
+        (descriptors(3) * np.float32("inf"), descriptors(3), ValueError, "a has NaN or infinite"),
+    ],
+)
+def test_wrong_descriptors_are_named(a: Any, b: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        match(a, b)
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, 1.1, float("nan")])
+def test_wrong_ratio(ratio: float) -> None:
+    with pytest.raises(ValueError, match="ratio is"):
+        match(descriptors(3), descriptors(3), ratio=ratio)
+
+
+@pytest.mark.parametrize("max_distance", [-1.0, float("nan")])
+def test_wrong_max_distance(max_distance: float) -> None:
+    with pytest.raises(ValueError, match="max_distance is"):
+        match(descriptors(3), descriptors(3), max_distance=max_distance)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from capsdesc.evaluation.metrics import accuracy, error_auc, pose_error
+
+
+def test_accuracy_counts_errors_at_most_the_threshold_and_failures_never() -> None:
+    errors = [0.0, 1.0, 1.5, 4.0, math.inf, math.nan, 2.0, 3.0]
+    np.testing.assert_allclose(accuracy(errors, (1, 3, 1e9)), [2 / 8, 5 / 8, 6 / 8])
+
+
+def test_auc_of_three_errors_by_hand() -> None:
+    # Through (0, 0), (1, 1/3), (3, 2/3), then level to 5: 1/6 + 1 + 4/3 = 5/2, of 5.
+    # To 20 it goes on to (10, 1), then level: 1/6 + 1 + 7 * 5/6 + 10 = 17, of 20.
+    np.testing.assert_allclose(error_auc([3.0, 10.0, 1.0], (5, 20)), [0.5, 0.85])
+
+
+def test_auc_with_failures_by_hand() -> None:
+    # Through (0, 0) and (2, 1/4), then level to 4: 1/4 + 1/2 = 3/4, of 4.
+    np.testing.assert_allclose(error_auc([math.nan, 2.0, math.inf, 7.0], (4,)), [0.1875])
+
+
+@pytest.mark.parametrize(("errors", "expected"), [([0.0, 0.0], 1.0), ([math.inf], 0.0), ([6.0, 5.0], 0.0), ([], 0.0)])
+def test_auc_at_its_ends(errors: list[float], expected: float) -> None:
+    assert error_auc(errors, (5,)).tolist() == [expected]
+
+
+def test_auc_is_the_area_under_the_interpolated_curve() -> None:
+    errors = np.random.default_rng(0).gamma(2.0, 4.0, size=60)
+    x = np.linspace(0, 10, 200_001)
+    below = np.sort(errors[errors < 10])
+    curve = np.interp(x, np.append(0, below), np.arange(len(below) + 1) / 60)
+    np.testing.assert_allclose(error_auc(errors, (10,)), [curve.mean()], atol=1e-4)
+
+
+def test_no_errors_have_no_accuracy() -> None:
+    assert accuracy([], (1, 2)).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("metric", [accuracy, error_auc])
+def test_what_is_no_list_of_errors_is_refused(metric: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match="errors has shape"):
+        metric(np.zeros((2, 2)), (1,))
+    with pytest.raises(ValueError, match="negative value, -1"):
+        metric([-1.0], (1,))
+    with pytest.raises(ValueError, match="thresholds"):
+        metric([1.0], (0,))
+
+
+def test_pose_error_is_the_larger_angle_or_infinite() -> None:
+    assert pose_error(3.0, 5.0) == 5.0
+    assert pose_error(7.0, 5.0) == 7.0
+    assert pose_error(1.0, math.nan) == math.inf
+    assert pose_error(math.nan, 1.0) == math.inf
