@@ -10,7 +10,7 @@ epipolar geometry that is the Sampson distance, measured in each camera's own pi
 lengths are weighted as they should be; for a homography it is the transfer error in image 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -99,12 +99,14 @@ def estimate_pose(
     """Estimate the relative pose of two calibrated cameras from matched points.
 
     The five-point algorithm in a RANSAC: `"opencv"` is USAC with MAGSAC++ scoring (Barath et al., CVPR 2020), the best
-    of a few restarts refined by minimising the robust Sampson distance; `"poselib"` is LO-RANSAC with its own
-    refinement. A match is an inlier if its Sampson distance is within `threshold` and the point it triangulates to
-    lies in front of both cameras. A point so far away that its two rays are parallel to within `threshold` has no
-    depth to judge and passes.
+    of a few restarts and of the poses of a dominant plane, refined by minimising the robust Sampson distance;
+    `"poselib"` is LO-RANSAC with its own refinement. A match is an inlier if its Sampson distance is within
+    `threshold` and the point it triangulates to lies in front of both cameras. A point so far away that its two rays
+    are parallel to within `threshold` has no depth to judge and passes.
 
-    Under pure rotation, R is right and t is arbitrary. The result is the same on every run for the same `seed`.
+    Under pure rotation, R is right and t is arbitrary. If all matches lie on one plane there may be a second pose that
+    explains them as well (Longuet-Higgins, Proc. R. Soc. B 1986), and either may come back. The result is the same on
+    every run for the same `seed`.
 
     Args:
         kpts0: (M, 2) points in image 0, in pixels.
@@ -113,7 +115,7 @@ def estimate_pose(
         K1: (3, 3) intrinsics of camera 1.
         threshold: largest Sampson distance of an inlier, in pixels of the cameras' own images.
         confidence: probability with which the search should have met an all-inlier sample before it stops early.
-        max_iterations: most samples drawn in all.
+        max_iterations: most samples drawn in the search, all restarts together.
         backend: `"opencv"` or `"poselib"` (needs the `poselib` extra).
         seed: of the random sampling, at least 0.
 
@@ -134,19 +136,31 @@ def estimate_pose(
     # The angle, to first order, between rays that are off by `threshold` pixels in both images.
     angle = threshold * float(np.hypot(1 / _focal(K0), 1 / _focal(K1)))
 
-    def distance(E: Array) -> Array:
-        return _sampson(points0, points1, K1_inverse.T @ E @ K0_inverse)
+    def distance(R: Array, t: Array) -> Array:
+        return _sampson(points0, points1, K1_inverse.T @ essential_from_pose(R, t) @ K0_inverse)
+
+    def possible(R: Array, t: Array) -> npt.NDArray[np.bool_]:
+        return np.asarray(_in_front(R, t, rays0, rays1) | _parallel(R, rays0, rays1, angle))
+
+    def cost(pose: tuple[Array, Array]) -> float:
+        return _truncated_cost(np.where(possible(*pose), distance(*pose), np.inf), threshold)
 
     if backend == "opencv":
         # OpenCV compares the root of the summed squares of both epipolar distances, in units of the focal length,
         # with its threshold divided by the mean of the four focal lengths.
         mean_focal = (K0[0, 0] + K0[1, 1] + K1[0, 0] + K1[1, 1]) / 4
-        E = _usac(
+        essentials = _usac(
             lambda params: cv2.findEssentialMat(points0, points1, K0, K1, None, None, params)[0],
-            distance,
             options,
             np.sqrt(2) * angle * mean_focal,
         )
+        poses = [pose for E in essentials for pose in _decompose_essential(E)]
+        # The matches of a plane fit two essential matrices, and a search for either may miss the one that is possible.
+        plane = estimate_homography(
+            points0, points1, threshold=threshold, confidence=confidence, max_iterations=max_iterations, seed=seed
+        )
+        if plane is not None:
+            poses += _decompose_homography(K1_inverse @ plane.H @ K0)
     else:
         # The Sampson distance in units of the focal length: the two views share the angle.
         normalized = angle / np.sqrt(2)
@@ -159,18 +173,16 @@ def estimate_pose(
             {**options.for_poselib(), "max_epipolar_error": normalized},
             {"loss_scale": normalized / 2},
         )
-        E = essential_from_pose(pose.R, pose.t)
-    if E is None or not np.isfinite(E).all() or not E.any():
+        poses = _valid_poses([(pose.R, pose.t)])
+    if not poses:
         return None
-
-    R, t = _decompose_essential(E, rays0, rays1, distance(E) <= threshold)
+    R, t = min(poses, key=cost)
     if backend == "opencv":
         R, t = _refine_pose(R, t, distance, threshold)
-    E = essential_from_pose(R, t)
-    inliers = (distance(E) <= threshold) & (_in_front(R, t, rays0, rays1) | _parallel(R, rays0, rays1, angle))
+    inliers = (distance(R, t) <= threshold) & possible(R, t)
     if _is_degenerate(points0[inliers], points1[inliers], 5, threshold):
         return None
-    return RelativePose(R, t, inliers, E)
+    return RelativePose(R, t, inliers, essential_from_pose(R, t))
 
 
 def estimate_homography(
@@ -210,13 +222,15 @@ def estimate_homography(
         return np.asarray(np.linalg.norm(points1 - _project(H, points0), axis=1))
 
     if backend == "opencv":
-        H = _usac(lambda params: cv2.findHomography(points0, points1, params)[0], distance, options, threshold)
+        models = _usac(lambda params: cv2.findHomography(points0, points1, params)[0], options, threshold)
     else:
-        H, _ = _import_poselib().estimate_homography(
+        model, _ = _import_poselib().estimate_homography(
             points0, points1, {**options.for_poselib(), "max_reproj_error": threshold}, {"loss_scale": threshold / 2}
         )
-    if H is None or not np.isfinite(H).all():
+        models = _valid_models([model])
+    if not models:
         return None
+    H = min(models, key=lambda H: _truncated_cost(distance(H), threshold))
     inliers = distance(H) <= threshold
     if _is_degenerate(points0[inliers], points1[inliers], 4, threshold):
         return None
@@ -265,13 +279,15 @@ def estimate_fundamental(
         return _sampson(points0, points1, F)
 
     if backend == "opencv":
-        F = _usac(lambda params: cv2.findFundamentalMat(points0, points1, params)[0], distance, options, threshold)
+        models = _usac(lambda params: cv2.findFundamentalMat(points0, points1, params)[0], options, threshold)
     else:
-        F, _ = _import_poselib().estimate_fundamental(
+        model, _ = _import_poselib().estimate_fundamental(
             points0, points1, {**options.for_poselib(), "max_epipolar_error": threshold}, {"loss_scale": threshold / 2}
         )
-    if F is None or not np.isfinite(F).all() or not F.any():
+        models = _valid_models([model])
+    if not models:
         return None
+    F = min(models, key=lambda F: _truncated_cost(distance(F), threshold))
     inliers = distance(F) <= threshold
     if _is_degenerate(points0[inliers], points1[inliers], 7, threshold):
         return None
@@ -298,7 +314,7 @@ def relative_pose(R0: Matrix, t0: Matrix, R1: Matrix, t1: Matrix) -> tuple[Array
 
 
 def essential_from_pose(R: Matrix, t: Matrix) -> Array:
-    """Essential matrix E = [t]x R of a relative pose (Hartley & Zisserman, eq. 9.12).
+    """Essential matrix E = [t]x R of a relative pose (Hartley & Zisserman, section 9.6).
 
     Args:
         R: (3, 3) rotation.
@@ -315,7 +331,7 @@ def essential_from_pose(R: Matrix, t: Matrix) -> Array:
 
 
 def fundamental_from_pose(R: Matrix, t: Matrix, K0: Matrix, K1: Matrix) -> Array:
-    """Fundamental matrix F = K1^-T [t]x R K0^-1 of a relative pose (Hartley & Zisserman, eq. 9.11).
+    """Fundamental matrix F = K1^-T [t]x R K0^-1 of a relative pose (Hartley & Zisserman, section 9.6).
 
     Args:
         R: (3, 3) rotation.
@@ -451,7 +467,7 @@ def translation_error(ta: Matrix, tb: Matrix, *, sign_matters: bool = False) -> 
 
 
 def homography_corner_error(Ha: Matrix, Hb: Matrix, width: int, height: int) -> float:
-    """Mean distance between the corners of an image under two homographies (DeTone et al., CVPRW 2018, section 7.3).
+    """Mean distance between the corners of an image under two homographies (DeTone et al., CVPRW 2018).
 
     Args:
         Ha: (3, 3) homography.
@@ -513,14 +529,9 @@ def _import_poselib() -> Any:
     return poselib
 
 
-def _usac(
-    find: Callable[[cv2.UsacParams], Any],
-    distance: Callable[[Array], Array],
-    options: _RansacOptions,
-    threshold: float,
-) -> Array | None:
-    """The best model of a few restarts of OpenCV's MAGSAC++ by the truncated squares of `distance`, in pixels."""
-    best, best_cost = None, float("inf")
+def _usac(find: Callable[[cv2.UsacParams], Any], options: _RansacOptions, threshold: float) -> list[Array]:
+    """The models that a few runs of OpenCV's MAGSAC++ from different samples end in."""
+    models = []
     for state in np.random.default_rng(options.seed).integers(2**30, size=_RESTARTS):
         params = cv2.UsacParams()
         params.randomGeneratorState = int(state)
@@ -532,25 +543,41 @@ def _usac(
         params.loMethod = cv2.LOCAL_OPTIM_SIGMA
         params.loSampleSize = 50
         params.loIterations = 10
-        model = find(params)
-        if model is None:
-            continue
-        cost = float((np.minimum(distance(model), options.threshold) ** 2).sum())
-        if cost < best_cost:
-            best, best_cost = model, cost
-    return best
+        models.append(find(params))
+    return _valid_models(models)
 
 
-def _decompose_essential(E: Array, rays0: Array, rays1: Array, inliers: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
-    """Of the four poses of E, the one with the most inliers in front of both cameras."""
-    Ra, Rb, t = (np.asarray(part, dtype=np.float64) for part in cv2.decomposeEssentialMat(E))
-    poses = [(R, sign * t[:, 0]) for R in (Ra, Rb) for sign in (1, -1)]
-    return max(poses, key=lambda pose: np.count_nonzero(_in_front(pose[0], pose[1], rays0[inliers], rays1[inliers])))
+def _valid_models(models: Iterable[Any]) -> list[Array]:
+    """Those that were found: neither None nor zero nor broken."""
+    return [np.asarray(model) for model in models if model is not None and np.isfinite(model).all() and np.any(model)]
 
 
-def _refine_pose(R: Array, t: Array, distance: Callable[[Array], Array], threshold: float) -> tuple[Array, Array]:
+def _valid_poses(poses: Iterable[tuple[Any, Any]]) -> list[tuple[Array, Array]]:
+    """Those with a direction to move in, which is scaled to unit length."""
+    found = [(np.asarray(R), np.ravel(t), np.linalg.norm(t)) for R, t in poses]
+    return [(R, t / norm) for R, t, norm in found if np.isfinite(R).all() and 1e-12 < norm < np.inf]
+
+
+def _truncated_cost(distances: Array, threshold: float) -> float:
+    """Squared distances, an outlier costing as much as the last inlier (MSAC: Torr & Zisserman, CVIU 2000)."""
+    return float((np.fmin(distances, threshold) ** 2).sum())
+
+
+def _decompose_essential(E: Array) -> list[tuple[Array, Array]]:
+    Ra, Rb, t = cv2.decomposeEssentialMat(E)
+    return _valid_poses((R, sign * t) for R in (Ra, Rb) for sign in (1, -1))
+
+
+def _decompose_homography(H: Array) -> list[tuple[Array, Array]]:
+    _, rotations, translations, _ = cv2.decomposeHomographyMat(H, np.eye(3))
+    return _valid_poses(zip(rotations, translations, strict=True))
+
+
+def _refine_pose(
+    R: Array, t: Array, distance: Callable[[Array, Array], Array], threshold: float
+) -> tuple[Array, Array]:
     """Minimise the robust Sampson distance over the five degrees of freedom of a pose."""
-    near = distance(essential_from_pose(R, t)) <= 3 * threshold
+    near = distance(R, t) <= 3 * threshold
     tangent = np.linalg.svd(t[None])[2][1:]
 
     def pose(step: Array) -> tuple[Array, Array]:
@@ -558,7 +585,7 @@ def _refine_pose(R: Array, t: Array, distance: Callable[[Array], Array], thresho
         return Rotation.from_rotvec(step[:3]).as_matrix() @ R, moved / np.linalg.norm(moved)
 
     def residuals(step: Array) -> Array:
-        return distance(essential_from_pose(*pose(step)))[near]
+        return distance(*pose(step))[near]
 
     return pose(least_squares(residuals, np.zeros(5), loss="cauchy", f_scale=threshold / 2).x)
 

@@ -53,7 +53,7 @@ def match(
     """Match each descriptor of `a` to its nearest neighbour in `b`.
 
     The distance is Euclidean on the descriptors as given, which is what the raw descriptors of CAPS need (Wang et al.,
-    ECCV 2020, section 4) and ranks L2-normalised ones as their dot product does. The search is exact and never holds
+    ECCV 2020) and ranks L2-normalised ones as their dot product does. The search is exact and never holds
     the whole N x M distance matrix: its memory grows with N + M. Of neighbours at equal distance the lowest index is
     taken.
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -19,7 +20,7 @@ from capsdesc.evaluation import cli, report
 from capsdesc.evaluation.datasets import PosePair, View, read_benchmark
 from capsdesc.evaluation.features import FeatureStore
 from capsdesc.evaluation.methods import CAPS, RootSIFT, get_methods
-from capsdesc.evaluation.protocols import HomographyRow, PoseRow, Settings, evaluate
+from capsdesc.evaluation.protocols import HomographyRow, PoseRow, Result, Settings, evaluate
 from capsdesc.keypoints import Keypoints, SIFTDetector
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.weights import save_pretrained
@@ -31,11 +32,12 @@ SIZE = (320, 240)
 K = np.array([[300.0, 0, 160], [0, 310, 118], [0, 0, 1]])
 
 
+@functools.cache
 def texture(seed: int, height: int = 700, width: int = 900) -> Image:
     rng = np.random.default_rng(seed)
     layers = [cv2.GaussianBlur(rng.normal(size=(height, width)), (0, 0), sigma) * sigma for sigma in (1.5, 3, 6, 12)]
     grey = np.sum(layers, axis=0)
-    levels = np.uint8(255 * (grey - grey.min()) / np.ptp(grey))
+    levels = np.asarray(255 * (grey - grey.min()) / np.ptp(grey), dtype=np.uint8)
     return np.asarray(cv2.cvtColor(cv2.equalizeHist(levels), cv2.COLOR_GRAY2BGR), dtype=np.uint8)
 
 
@@ -121,6 +123,12 @@ def strecha(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def planes(oxford: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    benchmark = read_benchmark("oxford", oxford)
+    return evaluate(benchmark, RootSIFT(), "shared", store(tmp_path_factory.mktemp("planes")), Settings())
+
+
 def store(folder: Path, **settings: int) -> FeatureStore:
     return FeatureStore(folder, **{"max_keypoints": 600, "max_edge": 1024} | settings)
 
@@ -144,18 +152,18 @@ def opencv_rootsift(image: Image, count: int) -> tuple[Floats, npt.NDArray[np.fl
     """The strongest keypoint of every location and its descriptor, from OpenCV alone."""
     sift = cv2.SIFT.create(enable_precise_upscale=True)
     points, descriptors = sift.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), None)
-    best: dict[tuple[float, float], int] = {}
+    best: dict[tuple[float, ...], int] = {}
     for i, point in enumerate(points):
-        if point.pt not in best or point.response > points[best[point.pt]].response:
-            best[point.pt] = i
+        place = tuple(point.pt)
+        if place not in best or point.response > points[best[place]].response:
+            best[place] = i
     chosen = sorted(best.values(), key=lambda i: -points[i].response)[:count]
     rows = descriptors[chosen]
     return np.array([points[i].pt for i in chosen]), np.sqrt(rows / rows.sum(axis=1, keepdims=True))
 
 
-def test_rootsift_rows_agree_with_opencv_alone(oxford: Path, tmp_path: Path) -> None:
-    result = evaluate(read_benchmark("oxford", oxford), RootSIFT(), "shared", store(tmp_path), Settings())
-    row = next(row for row in result.rows if row.pair == "bee/1-3")
+def test_rootsift_rows_agree_with_opencv_alone(oxford: Path, planes: Result) -> None:
+    row = next(row for row in planes.rows if row.pair == "bee/1-3")
     points0, rows0 = opencv_rootsift(load(oxford / "bee" / "img1.png"), 600)
     points1, rows1 = opencv_rootsift(load(oxford / "bee" / "img3.png"), 600)
     matches = cv2.BFMatcher(cv2.NORM_L2, crossCheck=True).match(rows0, rows1)
@@ -169,21 +177,36 @@ def test_rootsift_rows_agree_with_opencv_alone(oxford: Path, tmp_path: Path) -> 
     assert row.corner_error < 1
 
 
-def test_summary_averages_over_pairs_and_groups(oxford: Path, tmp_path: Path) -> None:
-    result = evaluate(read_benchmark("oxford", oxford), RootSIFT(), "shared", store(tmp_path), Settings())
-    rows = [row for row in result.rows if isinstance(row, HomographyRow)]
+def test_rootsift_with_its_own_keypoints_is_opencvs_default(oxford: Path) -> None:
+    image = load(oxford / "bee" / "img1.png")
+    points, descriptors = RootSIFT().extract(image, 10_000)
+    found, rows = cv2.SIFT.create().detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.empty(0, np.uint8))
+    order = np.argsort([-point.response for point in found], kind="stable")
+    np.testing.assert_array_equal(points, np.array([found[i].pt for i in order], dtype=np.float32))
+    np.testing.assert_allclose(descriptors**2, (rows / rows.sum(axis=1, keepdims=True))[order], atol=1e-6)
+    strongest, _ = RootSIFT().extract(image, 100)
+    np.testing.assert_array_equal(strongest, points[:100])
+    assert len(RootSIFT().extract(np.full((30, 40, 3), 7, dtype=np.uint8), 100)[1]) == 0
+
+
+def test_summary_averages_over_pairs_and_groups(planes: Result) -> None:
+    rows = [row for row in planes.rows if isinstance(row, HomographyRow)]
     assert [row.pair for row in rows] == [f"{name}/1-{k}" for name in ("ant", "bee") for k in range(2, 7)]
-    assert list(result.summary) == ["all", "ant", "bee"]
-    assert result.summary["bee"]["mma@3"] == pytest.approx(np.mean([row.matching_accuracy[2] for row in rows[5:]]))
-    assert result.summary["all"]["accuracy@1"] == np.mean([row.corner_error <= 1 for row in rows])
-    assert result.summary["all"]["pairs"] == 10
+    assert list(planes.summary) == ["all", "ant", "bee"]
+    assert planes.summary["bee"]["mma@3"] == pytest.approx(np.mean([row.matching_accuracy[2] for row in rows[5:]]))
+    assert planes.summary["all"]["accuracy@1"] == np.mean([row.corner_error <= 1 for row in rows])
+    assert planes.summary["all"]["pairs"] == 10
 
 
 def test_shuffled_descriptors_score_near_zero(oxford: Path, strecha: Path, tmp_path: Path) -> None:
-    planes = evaluate(read_benchmark("oxford", oxford), Shuffled(), "shared", store(tmp_path), Settings())
-    assert planes.summary["all"]["mma@3"] < 0.02
-    assert planes.summary["all"]["accuracy@5"] == 0
-    poses = evaluate(read_benchmark("strecha", strecha), Shuffled(), "shared", store(tmp_path), Settings())
+    sequences = evaluate(
+        read_benchmark("oxford", oxford), Shuffled(), "shared", store(tmp_path, max_keypoints=200), Settings()
+    )
+    assert sequences.summary["all"]["mma@3"] < 0.02
+    assert sequences.summary["all"]["accuracy@5"] == 0
+    poses = evaluate(
+        read_benchmark("strecha", strecha), Shuffled(), "shared", store(tmp_path, max_keypoints=200), Settings()
+    )
     assert poses.summary["all"]["auc@5"] < 0.1
 
 
@@ -417,9 +440,9 @@ def test_one_command_makes_the_whole_report(
         (["oxford", "nowhere"], "nowhere does not exist"),
         (["oxfort", "."], "'oxfort'; expected one of hpatches, oxford"),
         (["hpatches", "."], "holds no pair of the hpatches benchmark"),
-        (["strecha", "."], "cameras.json does not exist"),
+        (["strecha", "."], "pairs.json does not exist"),
         (["colmap", "."], "holds no COLMAP model"),
-        (["oxford", ".", "--methods", "shift"], "no method is called 'shift'"),
+        (["oxford", ".", "--estimator", "paper", "--methods", "shift"], "no method is called 'shift'"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_1(

@@ -117,6 +117,9 @@ def run(arguments: argparse.Namespace) -> int:
             )
             for kind, path in zip(kinds, paths, strict=True)
         ]
+        names = [benchmark.name for benchmark in benchmarks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"benchmarks are told apart by the last part of their path, but they are {names}")
         store = FeatureStore(
             arguments.cache or arguments.output / "features",
             max_keypoints=settings.max_keypoints,

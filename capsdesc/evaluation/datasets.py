@@ -104,7 +104,8 @@ class Benchmark:
     @property
     def name(self) -> str:
         """How reports and file names call it."""
-        return self.kind if self.path.stem == self.kind else f"{self.kind}-{self.path.stem}"
+        stem = self.path.resolve().stem
+        return stem if self.kind in stem else f"{self.kind}-{stem}"
 
     def views(self) -> list[View]:
         """Every view, once, in the order of the pairs."""

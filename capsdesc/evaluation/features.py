@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from capsdesc.evaluation.datasets import View
-from capsdesc.evaluation.methods import Describer, Image, Method, Pipeline
+from capsdesc.evaluation.methods import Describer, Image, Method, Pipeline, installed_version
 from capsdesc.io.files import atomic_path
 from capsdesc.io.images import read_image
 from capsdesc.keypoints import SIFTDetector
@@ -113,6 +113,7 @@ class FeatureStore:
             "settings": dict(method.settings),
             "keypoints": "own" if own else dataclasses.asdict(SHARED_DETECTOR),
             "opencv": cv2.__version__,
+            "capsdesc": installed_version("capsdesc"),
             "max_keypoints": self.max_keypoints,
             "max_edge": self.max_edge,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
@@ -63,7 +64,8 @@ class Pipeline(Method, Protocol):
 class RootSIFT:
     """OpenCV's SIFT, L1-normalised, square roots taken (Arandjelovic and Zisserman, CVPR 2012).
 
-    Describes keypoints that have a scale and an angle, at the level of the pyramid where SIFT finds that scale.
+    Its own keypoints are those of OpenCV's defaults, where a point counts once for each of its orientations. Given
+    keypoints need a scale and an angle, and are described at the level of the pyramid where SIFT finds that scale.
     """
 
     name: str = "rootsift"
@@ -73,6 +75,13 @@ class RootSIFT:
         """The version of OpenCV, whose defaults are used."""
         return {"opencv": cv2.__version__}
 
+    def extract(self, image: Image, max_keypoints: int) -> tuple[FloatArray, FloatArray]:
+        """The strongest keypoints and their descriptors, of 128 dimensions and unit Euclidean norm."""
+        found, descriptors = cv2.SIFT.create().detectAndCompute(to_gray(image), np.empty(0, dtype=np.uint8))
+        strongest = np.argsort([-point.response for point in found], kind="stable")[:max_keypoints]
+        points = np.array([point.pt for point in found], dtype=np.float32).reshape(-1, 2)
+        return points[strongest], _root(descriptors)[strongest]
+
     def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
         """(N, 128) float32, of unit Euclidean norm.
 
@@ -81,14 +90,12 @@ class RootSIFT:
         """
         if keypoints.scales is None or keypoints.angles is None:
             raise ValueError("keypoints have no scales or no angles; RootSIFT describes those of SIFT or alike")
-        if len(keypoints) == 0:
-            return np.zeros((0, 128), dtype=np.float32)
         points = keypoints.to_cv2()
         for point in points:
             point.octave = _sift_octave(point.size)
+        # Upscaled as the detector of the shared keypoints does it.
         _, descriptors = cv2.SIFT.create(enable_precise_upscale=True).compute(to_gray(image), points)
-        descriptors /= np.maximum(descriptors.sum(axis=1, keepdims=True), 1e-12)
-        return np.sqrt(np.asarray(descriptors, dtype=np.float32))
+        return _root(descriptors)
 
 
 class CAPS:
@@ -143,6 +150,14 @@ def get_methods(
     return methods
 
 
+def installed_version(package: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def weights_hash(state_dict: Mapping[str, torch.Tensor]) -> str:
     """A SHA-256 of all tensors, by their names."""
     digest = hashlib.sha256()
@@ -150,6 +165,12 @@ def weights_hash(state_dict: Mapping[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _root(descriptors: npt.NDArray[Any] | None) -> FloatArray:
+    """SIFT to RootSIFT. OpenCV gives None for no keypoints."""
+    rows = np.zeros((0, 128), dtype=np.float32) if descriptors is None else np.asarray(descriptors, dtype=np.float32)
+    return np.asarray(np.sqrt(rows / np.maximum(rows.sum(axis=1, keepdims=True), 1e-12)), dtype=np.float32)
 
 
 def _sift_octave(size: float, layers: int = 3, sigma: float = 1.6) -> int:

@@ -232,9 +232,7 @@ def evaluate_pose(pair: PosePair, features0: ViewFeatures, features1: ViewFeatur
         rotation = translation = float("inf")
     else:
         rotation = min(rotation_error(R, pair.R) for R in estimate.rotations)
-        angle = translation_error(estimate.t, pair.t)
-        # The sign of an essential matrix's translation is arbitrary: both protocols disregard it.
-        translation = min(angle, 180 - angle)
+        translation = translation_error(estimate.t, pair.t)
     return PoseRow(
         pair=pair.name,
         group=pair.group,

@@ -8,8 +8,6 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 
+from capsdesc.evaluation.methods import installed_version
 from capsdesc.evaluation.metrics import accuracy, pose_error
 from capsdesc.evaluation.protocols import MATCHING_THRESHOLDS, POSE_THRESHOLDS, PoseRow, Result
 from capsdesc.io.files import atomic_path
@@ -36,12 +35,7 @@ POSE_COLUMNS = (
 
 def environment() -> dict[str, Any]:
     """The machine and the versions that results depend on."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    versions = {package: version for package in PACKAGES if (version := installed_version(package)) is not None}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -77,11 +71,7 @@ def write_markdown(results: Iterable[Result], path: Path) -> None:
 def markdown(results: Iterable[Result]) -> str:
     """Tables, one per benchmark and choice of keypoints: every method over all pairs, then by group."""
     lines: list[str] = []
-    for (benchmark, keypoints), members in groupby(
-        sorted(results, key=lambda result: (result.benchmark, result.keypoints != "shared")),
-        key=lambda result: (result.benchmark, result.keypoints),
-    ):
-        table = list(members)
+    for (benchmark, keypoints), table in _tables(results).items():
         first = table[0]
         pose = isinstance(first.rows[0], PoseRow)
         columns = POSE_COLUMNS if pose else HOMOGRAPHY_COLUMNS
@@ -97,8 +87,8 @@ def markdown(results: Iterable[Result]) -> str:
             f"{settings.max_edge} px; mutual nearest neighbours, {ratio}.",
             "",
         ]
-        header = ["method", "pairs", "keypoints", "matches", *(title for title, _ in columns), "estimator"]
-        lines += _header(["group", *header])
+        header = ["group", "method", "pairs", "keypoints", "matches", *(title for title, _ in columns), "estimator"]
+        lines += [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
         for group in first.summary:
             for result in table:
                 figures = result.summary[group]
@@ -126,18 +116,15 @@ def plot(results: Iterable[Result], folder: Path) -> list[Path]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("curves are drawn with matplotlib: pip install 'capsdesc[viz]'") from error
-    figures: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        figures.setdefault((result.benchmark, result.keypoints), []).append(result)
     paths = []
-    for (benchmark, keypoints), members in figures.items():
+    for (benchmark, keypoints), table in _tables(results).items():
         figure = Figure(figsize=(5, 4), layout="constrained")
-        axes = figure.add_subplot(title=f"{benchmark}, {keypoints} keypoints", ylim=(0, 1), xlim=(0, 0))
-        for result in members:
+        axes = figure.add_subplot(title=f"{benchmark}, {keypoints} keypoints", ylim=(0, 1))
+        for result in table:
             x, y = _curve(result)
             axes.plot(x, y, label=result.method)
             axes.set_xlim(0, x[-1])
-        pose = isinstance(members[0].rows[0], PoseRow)
+        pose = isinstance(table[0].rows[0], PoseRow)
         axes.set_xlabel("threshold in degrees" if pose else "threshold in px")
         axes.set_ylabel("share of pairs" if pose else "mean matching accuracy")
         axes.grid(alpha=0.3)
@@ -149,16 +136,20 @@ def plot(results: Iterable[Result], folder: Path) -> list[Path]:
     return paths
 
 
+def _tables(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Results that compare, by benchmark and keypoints; each benchmark's shared keypoints first."""
+    tables: dict[tuple[str, str], list[Result]] = {}
+    for result in sorted(results, key=lambda result: (result.benchmark, result.keypoints != "shared")):
+        tables.setdefault((result.benchmark, result.keypoints), []).append(result)
+    return tables
+
+
 def _curve(result: Result) -> tuple[list[float], list[float]]:
     errors = [pose_error(row.rotation_error, row.translation_error) for row in result.rows if isinstance(row, PoseRow)]
     if errors:
         x = np.linspace(0, POSE_THRESHOLDS[-1], 201)[1:].tolist()
         return x, accuracy(errors, x).tolist()
     return [float(t) for t in MATCHING_THRESHOLDS], [result.summary["all"][f"mma@{t}"] for t in MATCHING_THRESHOLDS]
-
-
-def _header(titles: Sequence[str]) -> list[str]:
-    return [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
 
 
 def _finite(value: Any) -> Any:

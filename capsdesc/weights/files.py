@@ -108,19 +108,11 @@ def read_local(path: Path) -> Weights:
         FileNotFoundError: one of the two files is missing.
         ValueError: a file cannot be read, or the two do not fit each other.
     """
-    config_file, tensors_file = (
-        (path / CONFIG_FILE, path / TENSORS_FILE)
-        if path.is_dir()
-        else (
-            path.parent / CONFIG_FILE,
-            path,
-        )
-    )
+    tensors_file = path / TENSORS_FILE if path.is_dir() else path
+    config_file = tensors_file.with_name(CONFIG_FILE)
     for file in (config_file, tensors_file):
         if not file.is_file():
-            raise FileNotFoundError(
-                f"{path} is no model: there is no {file}; expected {CONFIG_FILE} beside the tensors"
-            )
+            raise FileNotFoundError(f"{path} is no model: there is no {file}")
     return read_pair(config_file, tensors_file, str(path.absolute()))
 
 

