@@ -373,15 +373,20 @@ def test_a_homography_that_is_asked_to_change_nothing_changes_nothing() -> None:
 
 def test_only_points_that_can_be_seen_in_the_other_view_are_asked() -> None:
     K = np.array([[100, 0, 50], [0, 100, 40], [0, 0, 1.0]])
-    here = VirtualCamera(K=K, R=np.eye(3), t=np.zeros(3), turn=np.eye(3))
-    beside = VirtualCamera(K=K, R=np.eye(3), t=np.array([-1.0, 0, 0]), turn=np.eye(3))
+    # Wherever the world's origin is, only the motion between the cameras counts.
+    world, origin = Rotation.from_euler("xyz", [30, -70, 110], degrees=True).as_matrix(), np.array([2.0, -7, 3])
+
+    def camera(R: Array, t: list[float]) -> VirtualCamera:
+        return VirtualCamera(K=K, R=R @ world, t=R @ world @ origin + t, turn=np.eye(3))
+
+    here, beside = camera(np.eye(3), [0.0, 0, 0]), camera(np.eye(3), [-1.0, 0, 0])
     depths = np.array([2.0, 3.0, 4.0])
     points = np.array([[90.0, 40], [70.0, 5.0], [16.0, 40], [18.0, 40], [0.0, 79.0]])
     # One to the right moves points left by 100 / depth: with depths of 2..4, half as much again either way, 16.7..75.
     assert seen_in(points, here, beside, depths, (100, 80)).tolist() == [True, True, False, True, False]
-    # Half the view, upwards: only what moves into its 50 x 30 pixels counts.
+    # Of a smaller view, only what moves into its 50 x 30 pixels counts.
     assert seen_in(points, here, beside, depths, (50, 30)).tolist() == [False, True, False, False, False]
-    behind = VirtualCamera(K=K, R=np.diag([-1.0, 1, -1]), t=np.zeros(3), turn=np.eye(3))
+    behind = camera(np.diag([-1.0, 1, -1]), [0.0, 0, 0])
     assert not seen_in(points, here, behind, depths, (100, 80)).any()
     assert not seen_in(points, here, here, np.zeros(0), (100, 80)).any()
 

@@ -21,6 +21,9 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | npt.NDArray[np.uint8] | PIL.Ima
 
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Endings, in small letters, by which image files are found in folders."""
+
 # How far resizing and colour transforms may leave 0..1 by rounding; beyond it the values are on another scale.
 _UNIT_TOLERANCE = 1e-3
 
@@ -71,6 +74,21 @@ def read_image(path: str | os.PathLike[str]) -> UInt8Array:
     if pixels.ndim == 2:
         return _repeat_grey(cast(UInt8Array, pixels))
     return cast(UInt8Array, cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_BGR2RGB))
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """Image files anywhere under a folder, by name.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: There is no image in it.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"no folder {os.fspath(folder)!r}")
+    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise ValueError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in {os.fspath(folder)!r}")
+    return found
 
 
 def to_rgb(image: ImageLike, *, name: str = "image") -> UInt8Array:

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from capsdesc.io.colmap import read_model
-from capsdesc.io.images import read_image, to_tensor
+from capsdesc.io.images import find_images, read_image, to_tensor
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.training.config import NAMED_CONFIGS, TrainingConfig
 from capsdesc.training.dataset import DataConfig, PairDataset, Scene, covisible_pairs
@@ -25,7 +25,6 @@ from capsdesc.weights import load_encoder, resolve, save_pretrained
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm"}
 # Seeds of the held-out pairs; training samples are drawn with the run's own seed.
 VALIDATION_SEED = 2**32 - 1
 
@@ -154,18 +153,6 @@ def read_scene(folder: Path, config: DataConfig) -> Scene:
     if len(scene.pairs) == 0:
         logger.warning("%s: no pair overlaps and differs enough to train on", scene.name)
     return scene
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Image files anywhere under a folder, by name.
-
-    Raises:
-        ValueError: there are none.
-    """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise ValueError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}")
-    return found
 
 
 def starting_network(options: argparse.Namespace, config: ModelConfig, photographs: Sequence[Path]) -> nn.Module:
