@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capsdesc.geometry import relative_pose, rotation_error
+from capsdesc.io.colmap import PosedImage, find_model, overlap, read_model
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -243,40 +244,22 @@ def read_colmap(folder: Path, images: Path | None = None, min_overlap: float = 0
         images: the folder of the images; ``images/`` in ``folder`` unless given.
         min_overlap: the least number of shared 3D points, relative to the image that has fewer.
     """
-    try:
-        import pycolmap
-    except ImportError as error:
-        raise ImportError("COLMAP models are read with pycolmap: pip install 'capsdesc[colmap]'") from error
-    candidates = [folder, folder / "sparse", folder / "sparse" / "0"]
-    model = next((c for c in candidates if (c / "images.bin").exists() or (c / "images.txt").exists()), None)
-    if model is None:
-        raise FileNotFoundError(
-            f"{folder} holds no COLMAP model: images.bin or images.txt, also in sparse/ or sparse/0/"
-        )
-    reconstruction = pycolmap.Reconstruction(str(model))
-    image_folder = images or folder / "images"
-    registered = sorted(
-        (image for image in reconstruction.images.values() if image.has_pose), key=lambda image: str(image.name)
-    )
-    cameras = {key: _from_colmap(camera) for key, camera in reconstruction.cameras.items()}
-    seen = [{point.point3D_id for point in image.points2D if point.has_point3D()} for image in registered]
-    poses = [np.asarray(image.cam_from_world().matrix()) for image in registered]
+    model = find_model(folder)
+    photographs = read_model(model, images or folder / "images", strict=True)
     pairs = []
-    for i, image0 in enumerate(registered):
-        for j in range(i + 1, len(registered)):
-            shared, fewer = len(seen[i] & seen[j]), min(len(seen[i]), len(seen[j]))
-            if shared == 0 or shared < min_overlap * fewer:
+    for i, first in enumerate(photographs):
+        for second in photographs[i + 1 :]:
+            if overlap(first, second) < max(min_overlap, 1e-9):
                 continue
-            image1 = registered[j]
-            R, t = relative_pose(poses[i][:, :3], poses[i][:, 3], poses[j][:, :3], poses[j][:, 3])
+            R, t = relative_pose(first.R, first.t, second.R, second.t)
             pairs.append(
                 PosePair(
-                    f"{image0.name}-{image1.name}",
+                    f"{first.path.name}-{second.path.name}",
                     _bucket(R),
-                    _existing(View(image_folder / image0.name)),
-                    _existing(View(image_folder / image1.name)),
-                    cameras[image0.camera_id],
-                    cameras[image1.camera_id],
+                    View(first.path),
+                    View(second.path),
+                    _from_colmap(first),
+                    _from_colmap(second),
                     R,
                     t,
                 )
@@ -333,15 +316,13 @@ def _bucket(R: FloatArray) -> str:
     return "beyond 60 deg"
 
 
-def _from_colmap(camera: Any) -> Camera:
-    K = np.array(camera.calibration_matrix(), dtype=np.float64)
-    # COLMAP puts the centre of the top-left pixel at (0.5, 0.5).
-    K[:2, 2] -= 0.5
-    if camera.model_name in ("PINHOLE", "SIMPLE_PINHOLE"):
+def _from_colmap(posed: PosedImage) -> Camera:
+    K = posed.K
+    if posed.camera.model_name in ("PINHOLE", "SIMPLE_PINHOLE"):
         return Camera(K)
 
     def undistort(points: FloatArray) -> FloatArray:
-        rays = np.asarray(camera.cam_from_img(points + 0.5), dtype=np.float64)[:, :2]
+        rays = posed.pixels_to_rays(points)
         return np.asarray(rays * [K[0, 0], K[1, 1]] + K[:2, 2], dtype=np.float64)
 
     return Camera(K, undistort)

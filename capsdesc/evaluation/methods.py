@@ -17,6 +17,7 @@ from capsdesc.evaluation import peers
 from capsdesc.extractor import CAPSExtractor
 from capsdesc.io.images import to_gray
 from capsdesc.keypoints import Keypoints
+from capsdesc.keypoints.sift import UPSCALING_SHIFT
 from capsdesc.weights import resolve
 
 FloatArray = npt.NDArray[np.float32]
@@ -93,8 +94,9 @@ class RootSIFT:
         points = keypoints.to_cv2()
         for point in points:
             point.octave = _sift_octave(point.size)
-        # Upscaled as the detector of the shared keypoints does it.
-        _, descriptors = cv2.SIFT.create(enable_precise_upscale=True).compute(to_gray(image), points)
+            # Where OpenCV's own detector would have put it.
+            point.pt = (point.pt[0] + float(UPSCALING_SHIFT), point.pt[1] + float(UPSCALING_SHIFT))
+        _, descriptors = cv2.SIFT.create().compute(to_gray(image), points)
         return _root(descriptors)
 
 

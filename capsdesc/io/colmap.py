@@ -41,6 +41,13 @@ class PosedImage:
     points: Array
     point_ids: Array
 
+    @property
+    def K(self) -> Array:
+        """(3, 3) intrinsics of the camera without its distortion, in pixels."""
+        K = np.array(self.camera.calibration_matrix(), dtype=np.float64)
+        K[:2, 2] -= 0.5
+        return K
+
     def pixels_to_rays(self, pixels: Array) -> Array:
         """(N, 2) pixels, (0, 0) the centre of the top-left one, to (N, 2) undistorted x/z, y/z in the camera."""
         return np.asarray(self.camera.cam_from_img(np.asarray(pixels, dtype=np.float64) + 0.5))
@@ -64,18 +71,42 @@ def import_pycolmap() -> Any:
     return pycolmap
 
 
-def read_model(model: str | os.PathLike[str], images: str | os.PathLike[str]) -> list[PosedImage]:
+def find_model(folder: str | os.PathLike[str]) -> Path:
+    """The folder of the COLMAP model that is in ``folder``, ``folder/sparse`` or ``folder/sparse/0``.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for candidate in (Path(folder), Path(folder) / "sparse", Path(folder) / "sparse" / "0"):
+        if any((candidate / f"images.{ending}").is_file() for ending in ("bin", "txt")):
+            return candidate
+    raise FileNotFoundError(
+        f"no COLMAP model in {folder}: expected cameras, images and points3D as .bin or .txt, "
+        "there or in sparse/ or sparse/0/"
+    )
+
+
+def overlap(first: PosedImage, second: PosedImage) -> float:
+    """How many scene points both images see, as a share of those of the image that sees fewer."""
+    shared = len(np.intersect1d(first.point_ids, second.point_ids, assume_unique=True))
+    return shared / max(1, min(len(first.point_ids), len(second.point_ids)))
+
+
+def read_model(
+    model: str | os.PathLike[str], images: str | os.PathLike[str], *, strict: bool = False
+) -> list[PosedImage]:
     """The registered photographs of a COLMAP model, by name.
 
     Args:
         model: folder with ``cameras``, ``images`` and ``points3D``, as ``.bin`` or ``.txt``.
         images: folder that the model's image names are relative to.
+        strict: whether a missing image file is an error; otherwise it is left out with a warning.
 
     Returns:
-        The photographs whose file exists; those missing are named in a warning.
+        The photographs whose file exists.
 
     Raises:
-        FileNotFoundError: there is no model or no image folder.
+        FileNotFoundError: there is no model or no image folder, or an image is missing and ``strict`` is set.
         ValueError: the model cannot be read, or none of its photographs is there.
     """
     pycolmap = import_pycolmap()
@@ -100,6 +131,11 @@ def read_model(model: str | os.PathLike[str], images: str | os.PathLike[str]) ->
             continue
         pose = image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world
         ids = sorted({point.point3D_id for point in image.points2D if point.has_point3D()})
+        lost = [point_id for point_id in ids if point_id not in reconstruction.points3D]
+        if lost:
+            raise ValueError(
+                f"the COLMAP model in {model} is broken: {image.name} sees point {lost[0]}, not in points3D"
+            )
         points = [reconstruction.points3D[point_id].xyz for point_id in ids]
         posed.append(
             PosedImage(
@@ -112,6 +148,8 @@ def read_model(model: str | os.PathLike[str], images: str | os.PathLike[str]) ->
                 point_ids=np.asarray(ids, dtype=np.int64),
             )
         )
+    if missing and strict:
+        raise FileNotFoundError(f"{images / missing[0]} does not exist; it is an image of the model in {model}")
     if missing:
         logger.warning("%d of the model's images are not in %s, the first is %s", len(missing), images, missing[0])
     if not posed:

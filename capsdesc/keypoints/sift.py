@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import cv2
@@ -11,6 +11,11 @@ import numpy.typing as npt
 
 from capsdesc.io.images import to_gray
 from capsdesc.keypoints.keypoints import Keypoints
+
+# OpenCV enlarges the image twofold before it detects, which moves every keypoint this far right and down. Its option
+# enable_precise_upscale does not, but enlarges unevenly: the same points are found again less often (by a hundredth of
+# matching accuracy at 3 px on the Oxford sequences).
+UPSCALING_SHIFT = np.float32(0.25)
 
 
 class Detector(Protocol):
@@ -86,12 +91,15 @@ class SIFTDetector:
             contrastThreshold=self.contrast_threshold,
             edgeThreshold=self.edge_threshold,
             sigma=self.sigma,
-            # Without it every keypoint comes a quarter of a pixel too far right and down.
-            enable_precise_upscale=True,
         )
         # OpenCV would apply nfeatures before the mask and count every orientation, so the cut is made here. It sorts
         # by x, y and angle, which makes stable sorting enough to break ties.
-        found = Keypoints.from_cv2(sift.detect(gray, mask))
+        found = Keypoints.from_cv2(sift.detect(gray, None))
+        points = np.asarray(found.points) - UPSCALING_SHIFT
+        found = replace(found, points=points)
+        if mask is not None:
+            column, row = np.rint(points).astype(int).T
+            found = found[mask[row, column] > 0]
         by_strength = found[np.argsort(-np.asarray(found.scores), kind="stable")]
         _, strongest_at_point = np.unique(np.asarray(by_strength.points), axis=0, return_index=True)
         return by_strength[np.sort(strongest_at_point)[:max_keypoints]]

@@ -9,7 +9,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from capsdesc.training.checks import check_numbers
+
 Array = npt.NDArray[Any]
+
+MAX_JPEG_QUALITY = 69
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,14 @@ class AugmentationConfig:
     noise: float = 0.2
     max_noise_sigma: float = 10.0
 
+    def __post_init__(self) -> None:
+        check_numbers(self, "brightness", "contrast", "saturation", least=0)
+        check_numbers(self, "hue", least=0, most=0.5)
+        check_numbers(self, "grey", "blur", "jpeg", "noise", least=0, most=1)
+        check_numbers(self, "max_blur_sigma", least=0.3)
+        check_numbers(self, "min_jpeg_quality", least=0, most=MAX_JPEG_QUALITY)
+        check_numbers(self, "max_noise_sigma", least=1)
+
 
 def augment(rng: np.random.Generator, image: Array, config: AugmentationConfig) -> Array:
     """A changed copy of an (h, w, 3) uint8 RGB image."""
@@ -62,7 +74,7 @@ def augment(rng: np.random.Generator, image: Array, config: AugmentationConfig) 
         pixels += sigma * rng.standard_normal(pixels.shape, dtype=np.float32)
     changed: Array = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     if rng.random() < config.jpeg:
-        quality = int(rng.integers(config.min_jpeg_quality, 70))
+        quality = int(rng.integers(config.min_jpeg_quality, MAX_JPEG_QUALITY + 1))
         _, encoded = cv2.imencode(".jpg", changed, [cv2.IMWRITE_JPEG_QUALITY, quality])
         changed = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
     return changed

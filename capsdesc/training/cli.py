@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 from tqdm import tqdm
 
-from capsdesc.io.colmap import read_model
+from capsdesc.io.colmap import find_model, read_model
 from capsdesc.io.images import find_images, read_image, to_tensor
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.training.config import NAMED_CONFIGS, TrainingConfig
@@ -89,8 +89,12 @@ def run(options: argparse.Namespace) -> int:
     photographs = [path for folder in options.photographs for path in find_images(folder)]
     scenes, held_out = _held_out(scenes, options.validation, config)
     training_pairs = PairDataset(scenes, photographs, config.data, config.seed, config.steps * config.batch_size)
-    validation_data = dataclasses.replace(config.data, planar_share=0.0, augmentation=None)
-    validation_pairs = PairDataset(held_out, [], validation_data, VALIDATION_SEED, config.validation_pairs)
+    validation_pairs = None
+    if any(len(scene.pairs) for scene in held_out):
+        validation_data = dataclasses.replace(config.data, planar_share=0.0, augmentation=None)
+        validation_pairs = PairDataset(held_out, [], validation_data, VALIDATION_SEED, config.validation_pairs)
+    else:
+        logger.warning("no posed pair to judge on: training without validation")
     logger.info(
         "%d scenes, %d photographs, %d posed pairs to train on, %d to judge on",
         len(scenes),
@@ -145,10 +149,7 @@ def read_config(options: argparse.Namespace) -> TrainingConfig:
 
 def read_scene(folder: Path, config: DataConfig) -> Scene:
     """The scene of a folder with ``images/`` and ``sparse/`` (or ``sparse/0/``)."""
-    model = folder / "sparse"
-    if (model / "0").is_dir():
-        model = model / "0"
-    photographs = read_model(model, folder / "images")
+    photographs = read_model(find_model(folder), folder / "images")
     scene = Scene(folder.name, photographs, covisible_pairs(photographs, config))
     if len(scene.pairs) == 0:
         logger.warning("%s: no pair overlaps and differs enough to train on", scene.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -12,6 +13,7 @@ import yaml
 
 from capsdesc.models.config import ModelConfig
 from capsdesc.training.augmentation import AugmentationConfig
+from capsdesc.training.checks import check_numbers
 from capsdesc.training.dataset import DataConfig
 from capsdesc.training.losses import LossConfig
 
@@ -48,6 +50,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule is {self.schedule!r}; expected one of {', '.join(SCHEDULES)}")
+        check_numbers(self, least=0)
+        check_numbers(self, "halve_every", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +86,8 @@ class TrainingConfig:
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "validate_every", "validation_pairs", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        check_numbers(self, "steps", "batch_size", "validate_every", "validation_pairs", "checkpoint_every", least=1)
+        check_numbers(self, "seed", least=0)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
 
@@ -153,7 +156,10 @@ def build(kind: type[T], values: object, where: str = "") -> T:
     if unknown:
         raise ValueError(f"unknown setting {', '.join(unknown)}; known are {', '.join(hints)}")
     built = {key: _convert(hints[key], value, f"{where}.{key}".lstrip(".")) for key, value in values.items()}
-    return kind(**built)
+    try:
+        return kind(**built)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}" if where else str(error)) from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -168,8 +174,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)) or len(value) != len(parts):
             raise ValueError(f"{where} is {value!r}; expected {len(parts)} numbers")
         return tuple(_convert(part, item, where) for part, item in zip(parts, value, strict=True))
-    if hint is float and type(value) is int:
-        return float(value)
+    if hint is float and type(value) in (int, str):
+        # YAML 1.1 takes 1e-3, which has no decimal point, for a text.
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if type(value) is not hint:
         hint_text = {float: "a number", int: "an integer", str: "a text", bool: "true or false"}[hint]
         raise ValueError(f"{where} is {value!r}; expected {hint_text}")

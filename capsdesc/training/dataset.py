@@ -7,6 +7,7 @@ loader workers, and needs no state to be saved.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +21,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from capsdesc.geometry import fundamental_from_pose, relative_pose, rotation_error
-from capsdesc.io.colmap import PosedImage
+from capsdesc.io.colmap import PosedImage, overlap
 from capsdesc.io.images import read_image
 from capsdesc.training.augmentation import AugmentationConfig, augment
+from capsdesc.training.checks import check_numbers
 from capsdesc.training.losses import Supervision
 from capsdesc.training.views import (
     View,
@@ -82,6 +84,17 @@ class DataConfig:
     planar_jitter: float = 0.25
     planar_zoom: tuple[float, float] = (0.7, 1.6)
     augmentation: AugmentationConfig | None = AugmentationConfig()
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "width", "height", least=16)
+        check_numbers(self, "queries", least=4)
+        check_numbers(self, "sift_share", "planar_share", "min_covisibility", least=0, most=1)
+        check_numbers(self, "min_rotation", "max_rotation", least=0, most=180)
+        check_numbers(self, "max_zoom", least=0.01)
+        check_numbers(self, "zoom_sigma", "turn_sigma", "planar_turn_sigma", least=0)
+        check_numbers(self, "planar_jitter", least=0, most=0.5)
+        if not 0 < self.planar_zoom[0] <= self.planar_zoom[1] < np.inf:
+            raise ValueError(f"planar_zoom is {self.planar_zoom}; expected the smaller of two positive numbers first")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -151,8 +164,8 @@ def covisible_pairs(photographs: Sequence[PosedImage], config: DataConfig) -> Ar
     for i, first in enumerate(photographs):
         for j in range(i + 1, len(photographs)):
             second = photographs[j]
-            shared = len(np.intersect1d(first.point_ids, second.point_ids, assume_unique=True))
-            if shared < max(1, config.min_covisibility * min(len(first.point_ids), len(second.point_ids))):
+            share = overlap(first, second)
+            if share == 0 or share < config.min_covisibility:
                 continue
             if config.min_rotation <= rotation_error(first.R, second.R) <= config.max_rotation:
                 pairs.append((i, j))
@@ -190,7 +203,7 @@ class PairDataset(Dataset[TrainingPair]):
         self.config, self.seed, self.length = config, seed, length
         chances = np.sqrt([len(scene.pairs) for scene in self.scenes])
         self._scene_chances = chances / chances.sum() if len(chances) else chances
-        self._unreadable: set[Path] = set()
+        self._unreadable: dict[Path, str] = {}
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -203,19 +216,36 @@ class PairDataset(Dataset[TrainingPair]):
         rng = np.random.default_rng((self.seed, index))
         for _ in range(MAX_ATTEMPTS):
             planar = rng.random() < self.config.planar_share
-            try:
-                pair = self._planar_pair(rng) if planar else self._posed_pair(rng)
-            except (OSError, ValueError) as error:
-                logger.warning("skipped: %s", error)
-                continue
-            if pair.valid.sum() >= self.config.queries / 4:
+            pair = self._planar_pair(rng) if planar else self._posed_pair(rng)
+            if pair is not None and pair.valid.sum() >= self.config.queries / 4:
                 return pair
+        broken = "".join(f"; {message}" for message in list(self._unreadable.values())[:3])
         raise RuntimeError(
             f"{MAX_ATTEMPTS} pairs in a row had hardly a query point that both views can see: "
-            "are the poses and intrinsics of the model right?"
+            f"are the poses and intrinsics of the model right?{broken}"
         )
 
-    def _posed_pair(self, rng: np.random.Generator) -> TrainingPair:
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what the samples are drawn from, so that a run is not resumed on other data."""
+        digest = hashlib.sha256()
+        for scene in self.scenes:
+            digest.update(f"{scene.name}:{scene.pairs.tolist()}\n".encode())
+        for path in self.photographs:
+            digest.update(f"{path.name}\n".encode())
+        return digest.hexdigest()
+
+    def _read(self, path: Path) -> Array | None:
+        """The photograph, or None if its file is broken, which is reported once."""
+        try:
+            return read_image(path)
+        except (OSError, ValueError) as error:
+            if path not in self._unreadable:
+                logger.warning("skipped: %s", error)
+            self._unreadable[path] = str(error)
+            return None
+
+    def _posed_pair(self, rng: np.random.Generator) -> TrainingPair | None:
         config = self.config
         scene = self.scenes[rng.choice(len(self.scenes), p=self._scene_chances)]
         first, second = (scene.photographs[k] for k in rng.permutation(rng.choice(scene.pairs)))
@@ -224,23 +254,30 @@ class PairDataset(Dataset[TrainingPair]):
         common_zoom = rng.uniform(0, 1)
         views, cameras = [], []
         for posed in (first, second):
+            photograph = self._read(posed.path)
+            if photograph is None:
+                return None
             fitting = max(config.width / posed.camera.width, config.height / posed.camera.height)
             zoom = fitting * (max(config.max_zoom, fitting) / fitting) ** common_zoom
             zoom *= np.exp(rng.normal(0, config.zoom_sigma))
             camera = aim(posed, point, config.size, max(zoom, fitting), rng.normal(0, config.turn_sigma))
             cameras.append(camera)
-            views.append(render_camera(posed, read_image(posed.path), camera, config.size))
+            views.append(render_camera(posed, photograph, camera, config.size))
         camera0, camera1 = cameras
         R, t = relative_pose(camera0.R, camera0.t, camera1.R, camera1.t)
+        if np.linalg.norm(t) < 1e-9:  # one place, no epipolar lines
+            return None
         _, depths = camera0.project(first.points)
         candidates = self._candidates(rng, views[0])
         seen = seen_in(candidates, camera0, camera1, depths[depths > 0], config.size)
         fundamental = fundamental_from_pose(R, t, camera0.K, camera1.K)
         return self._finish(rng, views, candidates[seen], fundamental, np.eye(3), planar=False)
 
-    def _planar_pair(self, rng: np.random.Generator) -> TrainingPair:
+    def _planar_pair(self, rng: np.random.Generator) -> TrainingPair | None:
         config = self.config
-        photograph = read_image(self.photographs[rng.integers(len(self.photographs))])
+        photograph = self._read(self.photographs[rng.integers(len(self.photographs))])
+        if photograph is None:
+            return None
         height, width = photograph.shape[:2]
         fitting = max(config.width / width, config.height / height)
         zoom = fitting * (max(config.max_zoom, fitting) / fitting) ** rng.uniform(0, 1)
@@ -334,4 +371,4 @@ def seen_in(
     along = rays[:, None] * np.geomspace(near, far, RAY_SAMPLES)[:, None]
     world = (along.reshape(-1, 3) - camera0.t) @ camera0.R
     pixels, depth = camera1.project(world)
-    return np.asarray(((depth > 0) & _inside(pixels, size)).reshape(len(points), -1).any(1))
+    return np.asarray(((depth > 0) & _inside(pixels, size)).reshape(len(points), RAY_SAMPLES).any(1))

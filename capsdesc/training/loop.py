@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,14 @@ def train(
         Whether all steps are done.
 
     Raises:
-        ValueError: ``out`` holds a run with other settings.
+        ValueError: ``out`` holds a run with other settings or data.
         FloatingPointError: the loss is no longer finite.
     """
     out.mkdir(parents=True, exist_ok=True)
     start_time = time.monotonic()
     network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = make_optimizer(network, config.optimizer)
-    step = _resume(config, network, optimizer, out, device)
+    step = _resume(config, training_pairs.fingerprint, network, optimizer, out, device)
     dtype = _network_dtype(config.precision, device)
     loader = _loader(training_pairs, config.batch_size, range(step, config.steps), workers, device)
     finished = True
@@ -112,7 +112,7 @@ def train(
             out_of_time = max_minutes is not None and time.monotonic() - start_time > 60 * max_minutes
             if step % config.checkpoint_every == 0 or step == config.steps or out_of_time:
                 log.flush()
-                _save(config, network, optimizer, step, out)
+                _save(config, training_pairs.fingerprint, network, optimizer, step, out)
             if out_of_time and step < config.steps:
                 finished = False
                 break
@@ -244,10 +244,13 @@ def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _save(config: TrainingConfig, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, out: Path) -> None:
+def _save(
+    config: TrainingConfig, data: str, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, out: Path
+) -> None:
     state = {
         "step": step,
         "config": config.to_yaml(),
+        "data": data,
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
@@ -257,7 +260,12 @@ def _save(config: TrainingConfig, network: nn.Module, optimizer: torch.optim.Opt
 
 
 def _resume(
-    config: TrainingConfig, network: nn.Module, optimizer: torch.optim.Optimizer, out: Path, device: torch.device
+    config: TrainingConfig,
+    data: str,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    out: Path,
+    device: torch.device,
 ) -> int:
     """Load the checkpoint of ``out`` if there is one; returns the number of steps done."""
     if not (out / CHECKPOINT).exists():
@@ -268,6 +276,8 @@ def _resume(
     state = torch.load(out / CHECKPOINT, map_location=device, weights_only=True)
     if state["config"] != config.to_yaml():
         raise ValueError(f"{out} holds a run with other settings: give another folder, or the same settings to resume")
+    if state["data"] != data:
+        raise ValueError(f"{out} holds a run on other data: give another folder, or the same data to resume")
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"].cpu())
@@ -279,7 +289,8 @@ def _resume(
 
 def _cut_log(path: Path, step: int) -> None:
     """Drop what a killed run logged after its last checkpoint: it will be logged again."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept: Sequence[str] = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    # Only the last row can be cut short, and then it lacks its end of line.
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(kept), encoding="utf-8")

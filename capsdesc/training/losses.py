@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from capsdesc.correspondence import Correspondence, back_again, coarse_to_fine
 from capsdesc.models.maps import DenseFeatures
 from capsdesc.models.network import inverse_temperatures
+from capsdesc.training.checks import check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,9 @@ class LossConfig:
     max_coarse_for_fine: float = 0.125
     max_cycle: float = 0.025
     max_cycle_px: float = 40.0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, least=0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

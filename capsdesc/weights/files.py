@@ -95,7 +95,8 @@ def save_pretrained(
         def temporary(name: str) -> Path:
             return Path(stack.enter_context(atomic_path(folder / name)))
 
-        safetensors.torch.save_file(stored, temporary(TENSORS_FILE), metadata={"format": "pt"})
+        # Not save_file, which makes the file private whatever the umask says.
+        temporary(TENSORS_FILE).write_bytes(safetensors.torch.save(stored, metadata={"format": "pt"}))
         temporary(CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
         if card is not None:
             temporary(CARD_FILE).write_text(card, encoding="utf-8")
