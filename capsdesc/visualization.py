@@ -16,6 +16,7 @@ Color = tuple[int, int, int]
 
 GAP = 8
 OUTLIER: Color = (150, 150, 150)
+RIM: Color = (20, 20, 20)
 BACKGROUND = 255
 
 
@@ -33,7 +34,7 @@ def draw_matches(
         image1: likewise.
         points0: (M, 2) matched points in ``image0``, pixels.
         points1: (M, 2) their partners in ``image1``.
-        inliers: (M,) bool. Inliers are coloured by their place in ``image0``, the others are thin and grey. None: all
+        inliers: (M,) bool. Inliers are coloured by their place in ``image0``, the others are grey lines. None: all
             are inliers.
 
     Returns:
@@ -50,9 +51,9 @@ def draw_matches(
     colors = _colors(left)
     # Outliers first, so that nothing hides an inlier.
     for k in np.argsort(keep, kind="stable"):
-        color, thickness = (colors[k], 1) if keep[k] else (OUTLIER, 1)
+        color = colors[k] if keep[k] else OUTLIER
         a, b = _fixed(left[k]), _fixed(right[k] + shift)
-        cv2.line(canvas, a, b, color, thickness, cv2.LINE_AA, _SHIFT)
+        cv2.line(canvas, a, b, color, 1, cv2.LINE_AA, _SHIFT)
         if keep[k]:
             for center in (a, b):
                 cv2.circle(canvas, center, 2 << _SHIFT, color, -1, cv2.LINE_AA, _SHIFT)
@@ -85,7 +86,7 @@ def draw_located(
         _cross(canvas, query, color)
         _cross(canvas, found + shift, color)
         size = round(max(float(radius), 1.0) * (1 << _SHIFT))
-        cv2.circle(canvas, _fixed(found + shift), size, color, 1, cv2.LINE_AA, _SHIFT)
+        cv2.circle(canvas, _fixed(found + shift), size, color, 2, cv2.LINE_AA, _SHIFT)
     return canvas
 
 
@@ -124,5 +125,7 @@ def _colors(points: Array) -> list[Color]:
 
 
 def _cross(canvas: UInt8Array, at: Array, color: Color) -> None:
-    for arm in ((4.0, 0.0), (0.0, 4.0)):
-        cv2.line(canvas, _fixed(at - arm), _fixed(at + arm), color, 2, cv2.LINE_AA, _SHIFT)
+    # On a dark rim, so that it shows on any background.
+    for stroke, thickness in ((RIM, 4), (color, 2)):
+        for arm in ((5.0, 0.0), (0.0, 5.0)):
+            cv2.line(canvas, _fixed(at - arm), _fixed(at + arm), stroke, thickness, cv2.LINE_AA, _SHIFT)

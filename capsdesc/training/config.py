@@ -75,9 +75,9 @@ class TrainingConfig:
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    loss: LossConfig = LossConfig()
+    loss: LossConfig = LossConfig(contrastive=0.15)
     optimizer: OptimizerConfig = OptimizerConfig()
-    steps: int = 4000
+    steps: int = 1300
     batch_size: int = 4
     seed: int = 0
     precision: str = "auto"
@@ -109,6 +109,7 @@ class TrainingConfig:
                 turn_sigma=0.0,
                 augmentation=jitter,
             ),
+            loss=LossConfig(),
             optimizer=OptimizerConfig(
                 learning_rate=1e-4, encoder_factor=1.0, weight_decay=0.0, schedule="halving", max_gradient_norm=1e9
             ),
