@@ -718,8 +718,9 @@ def test_a_run_leaves_a_model_a_log_and_its_settings(finished_run: Path) -> None
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert [row["step"] for row in rows if "validation" in row] == [4, 8]
     for row in rows:
-        parts = [row[name] for name in ("epipolar_coarse", "epipolar_fine", "cycle_coarse", "cycle_fine")]
-        assert row["loss"] == pytest.approx(np.dot([1, 1, 0.1, 0.1], parts), abs=2e-4)
+        names = ("epipolar_coarse", "epipolar_fine", "cycle_coarse", "cycle_fine", "contrastive")
+        parts = [row[name] for name in names]
+        assert row["loss"] == pytest.approx(np.dot([1, 1, 0.1, 0.1, 0.15], parts), abs=2e-4)
     checkpoint = torch.load(finished_run / CHECKPOINT, weights_only=True)
     assert checkpoint["step"] == STEPS
     for name, value in weights.state_dict.items():
