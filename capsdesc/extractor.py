@@ -286,7 +286,7 @@ class CAPSExtractor:
         chunk = max(1, _LOCATE_FLOATS // (dense1.fine.values.shape[-1] * dense1.fine.values.shape[-2]))
         found, stds = [], []
         coarse_factor, fine_factor = self._inverse_temperatures
-        with torch.inference_mode():
+        with torch.no_grad():
             for part in torch.split(torch.as_tensor(queries, device=self.device), chunk):
                 _, fine = coarse_to_fine(part[None], dense0, dense1, (coarse_factor, fine_factor))
                 found.append(fine.expected[0])
@@ -304,7 +304,7 @@ class CAPSExtractor:
             images = _shrink(image, smaller)[None].to(self.device)
         images = images.contiguous(memory_format=torch.channels_last)
         with (
-            torch.inference_mode(),
+            torch.no_grad(),
             torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
         ):
             dense = dense_features(self._network, self.config, images)
@@ -321,6 +321,5 @@ def _shrink(image: Tensor, size: tuple[int, int]) -> Tensor:
 def _like(values: Tensor, reference: object) -> Array:
     """The values in torch on the reference's device if that is a tensor, else in numpy."""
     if isinstance(reference, Tensor):
-        # Made in inference mode, a tensor could not take part in the user's own gradients.
-        return values.to(reference.device).clone() if values.is_inference() else values.to(reference.device)
+        return values.to(reference.device)
     return values.cpu().numpy()

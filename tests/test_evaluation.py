@@ -199,6 +199,16 @@ def test_summary_averages_over_pairs_and_groups(planes: Result) -> None:
     assert planes.summary["all"]["pairs"] == 10
 
 
+def test_upright_sequences_of_oxford_are_summed_up_apart(oxford: Path, tmp_path: Path) -> None:
+    (tmp_path / "oxford").mkdir()
+    (tmp_path / "oxford" / "bark").symlink_to(oxford / "ant")
+    (tmp_path / "oxford" / "wall").symlink_to(oxford / "bee")
+    benchmark = read_benchmark("oxford", tmp_path / "oxford")
+    result = evaluate(benchmark, RootSIFT(), "shared", store(tmp_path / "store", max_keypoints=200), Settings())
+    assert list(result.summary) == ["all", "upright", "bark", "wall"]
+    assert result.summary["upright"] == result.summary["wall"]
+
+
 def test_shuffled_descriptors_score_near_zero(oxford: Path, strecha: Path, tmp_path: Path) -> None:
     sequences = evaluate(
         read_benchmark("oxford", oxford), Shuffled(), "shared", store(tmp_path, max_keypoints=200), Settings()

@@ -1,0 +1,74 @@
+"""The whole path on real photographs whose cameras are known from structure from motion."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from capsdesc import CAPSExtractor, estimate_pose, match
+from capsdesc.geometry import epipolar_distance, fundamental_from_pose, relative_pose, rotation_error, translation_error
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+DATA = EXAMPLES / "data"
+Floats = npt.NDArray[np.float64]
+
+
+def cameras(subject: str) -> list[dict[str, Floats]]:
+    stored = json.loads((DATA / "cameras.json").read_text())
+    return [{name: np.array(value) for name, value in stored[f"{subject}_{k}.jpg"].items()} for k in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def caps() -> CAPSExtractor:
+    return CAPSExtractor()
+
+
+@pytest.mark.parametrize("subject", ["relief", "tankard"])
+def test_the_pose_is_that_of_structure_from_motion(caps: CAPSExtractor, subject: str) -> None:
+    features0, features1 = (caps.extract(DATA / f"{subject}_{k}.jpg") for k in (0, 1))
+    matches = match(features0, features1)
+    points0 = features0.keypoints[matches.indices[:, 0]]
+    points1 = features1.keypoints[matches.indices[:, 1]]
+    camera0, camera1 = cameras(subject)
+    R, t = relative_pose(camera0["R"], camera0["t"], camera1["R"], camera1["t"])
+
+    F = fundamental_from_pose(R, t, camera0["K"], camera1["K"])
+    near_line = epipolar_distance(points0, points1, F) < 4
+    assert near_line.mean() > 0.5
+    # Points matched at random lie near their line by chance only.
+    shuffled = np.random.default_rng(0).permutation(points1)
+    assert (epipolar_distance(points0, shuffled, F) < 4).mean() < 0.1
+
+    pose = estimate_pose(points0, points1, camera0["K"], camera1["K"])
+    assert pose is not None
+    assert rotation_error(pose.R, R) < 3
+    assert translation_error(pose.t, t, sign_matters=True) < 5
+    assert pose.inliers.sum() > 100
+
+
+def test_located_points_lie_on_their_epipolar_lines(caps: CAPSExtractor) -> None:
+    camera0, camera1 = cameras("tankard")
+    R, t = relative_pose(camera0["R"], camera0["t"], camera1["R"], camera1["t"])
+    F = fundamental_from_pose(R, t, camera0["K"], camera1["K"])
+    points = caps.detect(DATA / "tankard_0.jpg", 500).points
+    located = caps.locate(points, DATA / "tankard_0.jpg", DATA / "tankard_1.jpg")
+    distances = epipolar_distance(points, located.points, F)
+    sure = np.asarray(located.std) < np.median(np.asarray(located.std))
+    assert np.median(distances[sure]) < 4
+    # The standard deviation tells good answers from bad ones.
+    assert np.median(distances[sure]) < np.median(distances[~sure])
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_the_examples_run(script: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script)], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
