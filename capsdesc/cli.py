@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from capsdesc.evaluation.bench import add_parser as add_bench
 from capsdesc.evaluation.cli import add_parser as add_eval
 from capsdesc.extractor import CAPSExtractor, Features
 from capsdesc.geometry import RelativePose, estimate_homography, estimate_pose
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_extract(commands)
     _add_locate(commands)
     add_eval(commands)
+    add_bench(commands)
     _add_convert(commands)
     return parser
 

@@ -51,13 +51,13 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path
 def shifted_pair() -> tuple[Pixels, Pixels, npt.NDArray[np.float64]]:
     """Two (240, 320, 3) windows of one texture, and what takes points of the first to the second.
 
-    The shift is whole cells of stride 16, so a convolutional network sees the same cells in both.
+    The shift is whole cells of stride 16, also at half size, so a convolutional network sees the same cells in both.
     """
-    whole = texture(256, 352, seed=0)
-    image0, image1 = whole[:240, :320].copy(), whole[16:, 32:].copy()
+    whole = texture(272, 352, seed=0)
+    image0, image1 = whole[:240, :320].copy(), whole[32:, 32:].copy()
     for image in (image0, image1):
         image.flags.writeable = False
-    return image0, image1, np.array([-32.0, -16.0])
+    return image0, image1, np.array([-32.0, -32.0])
 
 
 @pytest.fixture(scope="session")

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import http.server
-import json
 import os
 import pickle
 import socket
-import subprocess
-import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from hub_server import Hub, in_new_process, serving
 from torch import Tensor
 
 from capsdesc.models import ModelConfig, build_network
@@ -241,70 +237,6 @@ def test_repository_names() -> None:
 # The hub, over real HTTP
 
 
-class Hub(http.server.ThreadingHTTPServer):
-    """The part of the hub that downloads use: /REPO/resolve/REVISION/FILE, with its headers."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.revisions: dict[str, dict[str, str]] = {}
-        self.commits: dict[str, dict[str, bytes]] = {}
-        self.agents: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class HubHandler(http.server.BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version: ClassVar[str] = "HTTP/1.1"  # type: ignore[misc]
-
-    def do_HEAD(self) -> None:
-        self.answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self.answer(with_body=True)
-
-    def answer(self, with_body: bool) -> None:
-        self.server.agents.append(self.headers.get("user-agent", ""))
-        repository, _, rest = self.path.lstrip("/").partition("/resolve/")
-        revision, _, filename = rest.partition("/")
-        if repository == "org/portal":
-            return self.greet()
-        if repository not in self.server.revisions:
-            return self.fail("RepoNotFound")
-        revisions = self.server.revisions[repository]
-        commit = revision if revision in revisions.values() else revisions.get(revision)
-        if commit is None:
-            return self.fail("RevisionNotFound")
-        if filename not in self.server.commits[commit]:
-            return self.fail("EntryNotFound")
-        body = self.server.commits[commit][filename]
-        self.send_response(200)
-        self.send_header("X-Repo-Commit", commit)
-        self.send_header("ETag", f'"{filename}-{commit}"')
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-        return None
-
-    def greet(self) -> None:
-        """What a hotel's network answers in the hub's place."""
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def fail(self, code: str) -> None:
-        self.send_response(404)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def hub(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     folder = tmp_path_factory.mktemp("hub")
@@ -313,15 +245,10 @@ def hub(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> I
     server = Hub()
     server.commits = {"a" * 40: files, "b" * 40: dict(files), "c" * 40: {"config.json": files["config.json"]}}
     server.revisions = {"org/name": {"main": "b" * 40, "v1": "a" * 40}, "org/partial": {"main": "c" * 40}}
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(server):
+        yield server
 
 
-# The hub's address and its offline switch are read when huggingface_hub is imported, so a process of its own asks.
 ASK = """
 import json, sys
 from capsdesc.weights import resolve
@@ -339,16 +266,7 @@ print(json.dumps(answers))
 
 
 def ask(environment: dict[str, str], *calls: dict[str, Any]) -> list[list[str]]:
-    result = subprocess.run(
-        [sys.executable, "-c", ASK, json.dumps(calls)],
-        env={**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    answers: list[list[str]] = json.loads(result.stdout)
+    answers: list[list[str]] = in_new_process(ASK, calls, environment)
     return answers
 
 

