@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
     except (OSError, ValueError, TypeError, ImportError) as error:
-        print(f"capsdesc: {error}", file=sys.stderr)
+        # Messages that OpenCV or torch had a part in have several lines.
+        print("capsdesc:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     return code
 
@@ -136,11 +138,13 @@ def _matrix(values: Array) -> str:
 def _write_picture(path: Path, picture: UInt8Array) -> None:
     with atomic_path(path) as temporary:
         try:
-            written = cv2.imwrite(str(temporary), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            # Not imwrite, which fails on Windows where a path is not ASCII.
+            done, encoded = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         except cv2.error as error:
             raise ValueError(f"cannot write a picture to {path}: {error}") from error
-        if not written:
+        if not done:
             raise ValueError(f"cannot write a picture to {path}")
+        temporary.write_bytes(encoded.tobytes())
     print(f"wrote {path}")
 
 
@@ -232,12 +236,14 @@ def _point(text: str) -> tuple[float, float]:
 
 def _read_points(path: Path) -> Array:
     rows = []
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         for number, row in enumerate(csv.reader(file), start=1):
             if not row:
                 continue
             try:
                 x, y = (float(value) for value in row)
+                if not (math.isfinite(x) and math.isfinite(y)):
+                    raise ValueError
             except ValueError:
                 raise ValueError(f"{path}, line {number}: expected x,y and found {','.join(row)!r}") from None
             rows.append((x, y))

@@ -138,12 +138,12 @@ class CAPSExtractor:
     ) -> None:
         if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
             raise ValueError(f"dtype is {dtype}; expected torch.float32, torch.bfloat16 or torch.float16")
-        if max_size is not None and (type(max_size) is not int or max_size < 1):
+        if max_size is not None and not _is_count(max_size, least=1):
             raise ValueError(f"max_size is {max_size!r}; expected a positive number of pixels, or None")
         self.config: ModelConfig = weights.config
         self.source: str = weights.source
         self.detector = get_detector(detector)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _usable_device(device)
         self.dtype = dtype or torch.float32
         self.max_size = max_size
         network = weights.build()
@@ -197,8 +197,9 @@ class CAPSExtractor:
             image_size(image, name=image_name)  # a wrong image is an error all the same
             empty = torch.zeros(0, self.descriptor_dim)
             return _like(empty, points)
-        dense = self._dense(to_tensor(image, self.device, name=image_name))
-        check_inside(points, *dense.image_size, name)
+        pixels = to_tensor(image, self.device, name=image_name)
+        check_inside(points, pixels.shape[2], pixels.shape[1], name)
+        dense = self._dense(pixels)
         descriptors = dense.describe(torch.as_tensor(points, device=self.device)[None])[0]
         return _like(descriptors, points)
 
@@ -215,10 +216,13 @@ class CAPSExtractor:
         Returns:
             At most ``max_keypoints`` keypoints, in numpy.
         """
-        if type(max_keypoints) is not int or max_keypoints < 0:
+        if not _is_count(max_keypoints, least=0):
             raise ValueError(f"max_keypoints is {max_keypoints!r}; expected a number, at least 0")
         mask = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
-        return self.detector.detect(to_rgb(image), max_keypoints, mask)
+        found = self.detector.detect(to_rgb(image), int(max_keypoints), mask)
+        if not isinstance(found, Keypoints):
+            raise TypeError(f"the detector must return capsdesc.Keypoints, got {type(found).__name__}")
+        return found
 
     def extract(
         self, image: ImageLike, max_keypoints: int = 2048, mask: npt.NDArray[Any] | Tensor | None = None
@@ -280,9 +284,11 @@ class CAPSExtractor:
             image_size(image0, name="image0")
             image_size(image1, name="image1")
             return Located(_like(torch.zeros(0, 2), queries), _like(torch.zeros(0), queries))
-        dense0 = self._dense(to_tensor(image0, self.device, name="image0"))
-        check_inside(queries, *dense0.image_size, "points")
-        dense1 = self._dense(to_tensor(image1, self.device, name="image1"))
+        pixels0, pixels1 = (
+            to_tensor(image, self.device, name=name) for image, name in ((image0, "image0"), (image1, "image1"))
+        )
+        check_inside(queries, pixels0.shape[2], pixels0.shape[1], "points")
+        dense0, dense1 = self._dense(pixels0), self._dense(pixels1)
         chunk = max(1, _LOCATE_FLOATS // (dense1.fine.values.shape[-1] * dense1.fine.values.shape[-2]))
         found, stds = [], []
         coarse_factor, fine_factor = self._inverse_temperatures
@@ -312,6 +318,21 @@ class CAPSExtractor:
         return dense.seen_at(resize, (width, height))
 
 
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= least
+
+
+def _usable_device(device: torch.device | str | None) -> torch.device:
+    """The device, by default a CUDA GPU if there is one; refused unless a tensor can lie on it."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    # Without CUDA torch fails an assertion.
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(f"device is {device!r}, which torch cannot use here: {error}") from error
+
+
 def _shrink(image: Tensor, size: tuple[int, int]) -> Tensor:
     """A (3, H, W) image shrunk to width and height by averaging areas."""
     pixels = cv2.resize(image.permute(1, 2, 0).cpu().numpy(), size, interpolation=cv2.INTER_AREA)
@@ -320,6 +341,5 @@ def _shrink(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _like(values: Tensor, reference: object) -> Array:
     """The values in torch on the reference's device if that is a tensor, else in numpy."""
-    if isinstance(reference, Tensor):
-        return values.to(reference.device)
-    return values.cpu().numpy()
+    values = values.detach()
+    return values.to(reference.device) if isinstance(reference, Tensor) else values.cpu().numpy()

@@ -22,7 +22,8 @@ def texture(height: int, width: int, seed: int) -> Pixels:
     """Random colours with structure at several scales."""
     rng = np.random.default_rng(seed)
     layers = [cv2.GaussianBlur(rng.normal(size=(height, width, 3)), (0, 0), sigma) * sigma for sigma in (1, 2, 4)]
-    return np.clip(128 + 120 * np.sum(layers, axis=0), 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(128 + 120 * np.sum(layers, axis=0), 0, 255).astype(np.uint8)
+    return pixels
 
 
 @pytest.fixture(scope="session")

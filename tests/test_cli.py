@@ -150,7 +150,7 @@ def test_match_prints_the_pose_of_a_camera_that_moved_right(
     features = [caps.extract(image) for image in stereo]
     matches = match(*features)
     points = [f.keypoints[matches.indices[:, k]] for k, f in enumerate(features)]
-    pose = estimate_pose(*points, stereo_pair[2], stereo_pair[2])
+    pose = estimate_pose(points[0], points[1], stereo_pair[2], stereo_pair[2])
     assert pose is not None
     counts = numbers(text)
     assert counts["matches"] == [len(matches)]

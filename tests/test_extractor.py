@@ -595,7 +595,14 @@ def test_tiny_images(caps: CAPSExtractor, photo: Pixels, shape: tuple[int, int])
 
 
 def test_no_keypoints_is_no_error(caps: CAPSExtractor, photo: Pixels) -> None:
-    empties: list[Any] = [np.zeros((0, 2)), np.zeros(0), [], (), torch.zeros(0, 2), Keypoints(np.zeros((0, 2)))]
+    empties: list[Any] = [
+        np.zeros((0, 2)),
+        np.zeros(0),
+        [],
+        (),
+        torch.zeros(0, 2),
+        Keypoints(np.zeros((0, 2), np.float32)),
+    ]
     for empty in empties:
         descriptors = caps.describe(photo, empty)
         assert descriptors.shape == (0, caps.descriptor_dim)
@@ -721,7 +728,7 @@ def test_lists_that_do_not_fit_are_refused(compact: CAPSExtractor) -> None:
         with pytest.raises((ValueError, TypeError), match=r"2 images keypoints"):
             compact.describe([UINT8, UINT8], keypoints)
     with pytest.raises(TypeError, match="keypoints"):
-        compact.describe(UINT8, [point])
+        compact.describe(UINT8, [point])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("count", [-1, 1.5, "many", None, True])
@@ -775,7 +782,7 @@ def test_wrong_settings_are_refused(model_folders: Mapping[str, Path], name: str
 
 def test_settings_are_by_keyword(model_folders: Mapping[str, Path]) -> None:
     with pytest.raises(TypeError, match="positional"):
-        CAPSExtractor(model_folders["compact"], "sift")  # type: ignore[misc]
+        CAPSExtractor(model_folders["compact"], "sift")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -851,9 +858,9 @@ def test_from_pretrained_reads_the_cache_of_the_hub(
     ):
         assert old.source == f"org/name@{commits['old']}"
         assert old.config == ModelConfig.paper("resnet18")
-    for name, revision in (("org/name", "nosuch"), ("org/other", None)):
+    for missing in ("org/name@nosuch", "org/other"):
         with pytest.raises(FileNotFoundError, match="local_files_only"):
-            CAPSExtractor.from_pretrained(name, revision=revision, **offline)
+            CAPSExtractor.from_pretrained(missing, **offline)
     with pytest.raises(ValueError, match="revision"):
         CAPSExtractor.from_pretrained(model_folders["compact"], revision="main")
 

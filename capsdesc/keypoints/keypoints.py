@@ -158,7 +158,7 @@ def _as_float32(values: object, name: str) -> Array:
         if values.dtype.kind not in "iuf":
             raise TypeError(f"{name} must be numbers, got an array of {values.dtype}")
         with np.errstate(over="ignore"):
-            result = values.astype(np.float32, copy=False)
+            result = values.astype(np.float32, order="C", copy=False)
         finite = bool(np.isfinite(result).all())
     else:
         raise TypeError(f"{name} must be a numpy array or a torch tensor, got {type(values).__name__}")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import pycolmap
@@ -28,9 +30,7 @@ logger = logging.getLogger(__name__)
 
 MATCHERS = ("exhaustive", "sequential")
 
-# COLMAP is called for so many photographs or pairs at a time; a progress bar moves in these steps.
-PHOTOGRAPHS_AT_ONCE = 8
-PAIRS_AT_ONCE = 64
+SECONDS_BETWEEN_LOOKS = 0.5
 JPEG_QUALITY = 95
 # Lists the photographs the models were made from, beside them.
 MAPPED = "photographs.txt"
@@ -156,13 +156,14 @@ def prepare(photographs: Path, out: Path, config: PrepareConfig, *, threads: int
         pycolmap.logging.minloglevel = int(pycolmap.logging.ERROR)
         database = out / "database.db"
         _extract(database, photographs, out / "images", names, config, threads)
-        _match(database, names, config.matcher, threads)
+        _match(database, config.matcher, threads)
         _map(database, out / "images", models, names, threads)
     summaries = [_summarize(folder) for folder in sorted(models.glob("[0-9]*"), key=lambda folder: int(folder.name))]
     registered = {name for summary in summaries for name in summary.names}
     lost = [name for name in names if name not in registered]
     if lost:
-        logger.warning("%d of %d photographs are in no model: %s", len(lost), len(names), ", ".join(lost))
+        examples = ", ".join(lost[:10]) + (", ..." if len(lost) > 10 else "")
+        logger.warning("%d of %d photographs are in no model: %s", len(lost), len(names), examples)
     return summaries
 
 
@@ -223,26 +224,26 @@ def _extract(
 ) -> None:
     """SIFT features of the photographs that have none yet."""
     reader = pycolmap.ImageReaderOptions(camera_model=config.camera_model)
-    extraction = pycolmap.FeatureExtractionOptions(num_threads=threads)
-    with tqdm(total=len(names), desc="features", disable=None) as bar:
-        for start in range(0, len(names), PHOTOGRAPHS_AT_ONCE):
-            some = list(names[start : start + PHOTOGRAPHS_AT_ONCE])
-            pycolmap.extract_features(
-                str(database),
-                str(images),
-                some,
-                reader_options=reader,
-                extraction_options=extraction,
-                device=pycolmap.Device.cpu,
-            )
-            if config.max_size is not None:
-                _restore_focal_lengths(database, photographs, some, reader)
-            bar.update(len(some))
+
+    def extract(token: pycolmap.CancellationToken) -> None:
+        pycolmap.extract_features(
+            database,
+            images,
+            list(names),
+            reader_options=reader,
+            extraction_options=pycolmap.FeatureExtractionOptions(num_threads=threads),
+            device=pycolmap.Device.cpu,
+            cancellation_token=token,
+        )
+
+    _watch(extract, database, lambda opened: opened.num_images(), "features", len(names))
+    if config.max_size is not None:
+        _restore_focal_lengths(database, photographs, names, reader)
 
 
 def _restore_focal_lengths(database: Path, photographs: Path, names: Sequence[str], reader: Any) -> None:
     """Shrunken copies have lost the focal length that the original's EXIF data tell."""
-    with pycolmap.Database.open(str(database)) as opened:
+    with pycolmap.Database.open(database) as opened:
         for name in names:
             image = opened.read_image_with_name(name)
             if image is None:
@@ -255,27 +256,53 @@ def _restore_focal_lengths(database: Path, photographs: Path, names: Sequence[st
                 opened.update_camera(original)
 
 
-def _match(database: Path, names: Sequence[str], matcher: str, threads: int) -> None:
+def _match(database: Path, matcher: str, threads: int) -> None:
     """Match the pairs that are not matched yet and verify them geometrically."""
-    with pycolmap.Database.open(str(database)) as opened:
-        known = {image.image_id: image.name for image in opened.read_all_images()}
-        if matcher == "sequential":
-            generator = pycolmap.SequentialPairGenerator(pycolmap.SequentialPairingOptions(), opened)
-        else:
-            generator = pycolmap.ExhaustivePairGenerator(pycolmap.ExhaustivePairingOptions(), opened)
-        pairs = [(known[first], known[second]) for first, second in generator.all_pairs()]
     matching = pycolmap.FeatureMatchingOptions(num_threads=threads)
-    listed = database.with_name("pairs.txt")
-    pairing = pycolmap.ImportedPairingOptions(match_list_path=str(listed))
-    with tqdm(total=len(pairs), desc="pairs", disable=None) as bar:
-        for start in range(0, len(pairs), PAIRS_AT_ONCE):
-            some = pairs[start : start + PAIRS_AT_ONCE]
-            listed.write_text("".join(f"{first} {second}\n" for first, second in some), encoding="utf-8")
-            pycolmap.match_image_pairs(
-                str(database), matching_options=matching, pairing_options=pairing, device=pycolmap.Device.cpu
+    sequential = pycolmap.SequentialPairingOptions(num_threads=threads)
+
+    def match(token: pycolmap.CancellationToken) -> None:
+        if matcher == "sequential":
+            pycolmap.match_sequential(
+                database, matching, sequential, device=pycolmap.Device.cpu, cancellation_token=token
             )
-            bar.update(len(some))
-    listed.unlink(missing_ok=True)
+        else:
+            pycolmap.match_exhaustive(database, matching, device=pycolmap.Device.cpu, cancellation_token=token)
+
+    with pycolmap.Database.open(database) as opened:
+        if matcher == "sequential":
+            total = len(pycolmap.SequentialPairGenerator(sequential, opened).all_pairs())
+        else:
+            total = math.comb(opened.num_images(), 2)
+    _watch(match, database, lambda opened: opened.num_matched_image_pairs(), "pairs", total)
+
+
+def _watch(
+    step: Callable[[pycolmap.CancellationToken], None],
+    database: Path,
+    count: Callable[[pycolmap.Database], int],
+    label: str,
+    total: int,
+) -> None:
+    """Run a step of COLMAP, which is silent, beside a progress bar of what it has put into the database.
+
+    The step has a thread of its own, so that it can be interrupted and stops after the photograph or pair it is at.
+    """
+    token = pycolmap.CancellationToken()
+    with (
+        pycolmap.Database.open(database) as opened,
+        ThreadPoolExecutor(1) as executor,
+        tqdm(total=total, desc=label, disable=None) as bar,
+    ):
+        running = executor.submit(step, token)
+        try:
+            while not running.done():
+                wait([running], timeout=SECONDS_BETWEEN_LOOKS)
+                bar.update(count(opened) - bar.n)
+        except BaseException:
+            token.cancel()
+            raise
+        running.result()
 
 
 def _map(database: Path, images: Path, models: Path, names: Sequence[str], threads: int) -> None:
@@ -286,12 +313,12 @@ def _map(database: Path, images: Path, models: Path, names: Sequence[str], threa
     options = pycolmap.IncrementalPipelineOptions(num_threads=threads, random_seed=0)
     with tqdm(total=len(names), desc="mapping", disable=None) as bar:
         found = pycolmap.incremental_mapping(
-            str(database),
-            str(images),
-            str(partial / "all"),
+            database,
+            images,
+            partial / "all",
             options,
-            initial_image_pair_callback=lambda: bar.update(2),
-            next_image_callback=bar.update,
+            initial_image_pair_callback=lambda: _advance(bar, 2),
+            next_image_callback=lambda: _advance(bar, 1),
         )
     shutil.rmtree(partial / "all")
     registered: set[str] = set()
@@ -303,7 +330,7 @@ def _map(database: Path, images: Path, models: Path, names: Sequence[str], threa
         registered |= own
         folder = partial / str(count)
         folder.mkdir()
-        model.write(str(folder))
+        model.write(folder)
         count += 1
     if count == 0:
         shutil.rmtree(partial)
@@ -316,8 +343,13 @@ def _map(database: Path, images: Path, models: Path, names: Sequence[str], threa
     os.replace(partial, models)
 
 
+def _advance(bar: tqdm[NoReturn], count: int) -> None:
+    """COLMAP takes no callback that returns anything."""
+    bar.update(count)
+
+
 def _summarize(folder: Path) -> ModelSummary:
-    model = pycolmap.Reconstruction(str(folder))
+    model = pycolmap.Reconstruction(folder)
     return ModelSummary(
         folder=folder,
         names=tuple(sorted(model.image(image_id).name for image_id in model.reg_image_ids())),

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 DepthRange = tuple[float, float]
+Features = tuple[Array, Array, float]
 
 # Stand-in points per photograph; fewer where so many photographs would bring more than the total.
 STAND_INS = 64
@@ -432,12 +433,16 @@ def measure_depth(photographs: Sequence[PosedImage], pairs: Array | None = None)
     """
     tried = _neighbours(photographs) if pairs is None else pairs
     tried = [(i, j) for i, j in tried if rotation_error(photographs[i].R, photographs[j].R) < LARGEST_MEASURED_ROTATION]
-    spread = np.unique(np.linspace(0, max(0, len(tried) - 1), MEASURED_PAIRS).astype(int))
-    chosen = tried if pairs is None else [tried[k] for k in spread[: len(tried)]]
-    depths = np.concatenate([np.empty(0), *(_triangulated_depths(photographs[i], photographs[j]) for i, j in chosen)])
+    if pairs is not None and len(tried) > MEASURED_PAIRS:
+        tried = [tried[k] for k in np.linspace(0, len(tried) - 1, MEASURED_PAIRS).astype(int)]
+    features = {k: _sift(photographs[k].path) for k in {int(k) for pair in tried for k in pair}}
+    depths = np.concatenate(
+        [np.empty(0)]
+        + [_triangulated_depths(photographs[i], photographs[j], features[i], features[j]) for i, j in tried]
+    )
     if len(depths) < FEWEST_MEASURED:
         raise ValueError(
-            f"the scene's depth cannot be measured: {len(depths) // 2} SIFT matches of {len(chosen)} pairs agree with "
+            f"the scene's depth cannot be measured: {len(depths) // 2} SIFT matches of {len(tried)} pairs agree with "
             "the poses; check poses and intrinsics, or say 'depth: [near, far]' in the unit of the poses"
         )
     near, far = np.percentile(depths, [OUTLYING_PERCENT, 100 - OUTLYING_PERCENT])
@@ -455,10 +460,10 @@ def _neighbours(photographs: Sequence[PosedImage]) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
-def _triangulated_depths(first: PosedImage, second: PosedImage) -> Array:
+def _triangulated_depths(first: PosedImage, second: PosedImage, features0: Features, features1: Features) -> Array:
     """Depths, in both cameras, of matches that agree with the poses."""
     R, t = relative_pose(first.R, first.t, second.R, second.t)
-    (points0, descriptors0, scale), (points1, descriptors1, _) = _sift(first.path), _sift(second.path)
+    (points0, descriptors0, scale), (points1, descriptors1, _) = features0, features1
     if not t.any() or min(len(points0), len(points1)) < 2:
         return np.empty(0)
     matches = match(descriptors0, descriptors1, ratio=0.8).indices
@@ -479,7 +484,7 @@ def _triangulated_depths(first: PosedImage, second: PosedImage) -> Array:
     return np.asarray(depths[agree & (depths > 0).all(1) & (cosines < np.cos(np.radians(SMALLEST_ANGLE)))].ravel())
 
 
-def _sift(path: Path) -> tuple[Array, Array, float]:
+def _sift(path: Path) -> Features:
     """(N, 2) pixels of the photograph, (N, 128) descriptors, and by how much it was reduced."""
     gray: Array = to_gray(read_image(path))
     scale = min(1.0, MEASURED_SIZE / max(gray.shape))
@@ -501,7 +506,8 @@ def _in_frustum(posed: PosedImage, points: Array, depth: DepthRange) -> Array:
     shown = ((pixels >= 0) & (pixels <= _last_pixel(posed))).all(1)
     seen, rays, pixels = seen[shown], rays[shown], pixels[shown]
     # Far outside the view a distortion polynomial folds back into it; such rays do not survive the way back.
-    return seen[(np.abs(posed.pixels_to_rays(pixels) - rays) < 1e-3).all(1)]
+    back = posed.pixels_to_rays(pixels)
+    return np.asarray(seen[(np.abs(back - rays) < 1e-3).all(1)])
 
 
 def _last_pixel(posed: PosedImage) -> tuple[int, int]:

@@ -136,7 +136,7 @@ def _training(
     data, optimizer = settings["data"], settings["optimizer"]
     done = log[-1]["step"] if log else 0
     steps = f"{settings['steps']} steps" if done == settings["steps"] else f"{done} of {settings['steps']} steps"
-    hours = sum(row["seconds"] for row in log) / 3600
+    minutes = sum(row["seconds"] for row in log) / 60
     pairs = "posed photographs two by two"
     if data["planar_share"] > 0:
         planar = f"{100 * data['planar_share']:g} % of the pairs are homographies of one of {photographs} photographs"
@@ -146,7 +146,7 @@ def _training(
         f"- **Supervision**: camera poses alone; {pairs}.",
         f"- **Training**: {steps} of {settings['batch_size']} pairs, views of {data['width']} x {data['height']}, "
         f"learning rate {optimizer['learning_rate']:g} ({optimizer['schedule']}), precision {settings['precision']}, "
-        f"seed {settings['seed']}; {hours:.2g} hours.",
+        f"seed {settings['seed']}; {minutes:.3g} minutes of computing.",
         "- **All settings** are in `training.yaml`, every step in `log.jsonl`. The command:",
         "",
         "```",
@@ -179,8 +179,8 @@ def _figures(
             for which, row in (("last", last), ("best", best))
         ),
         "",
-        f"The weights are those of step {log[-1]['step']}, not of the best validation. A point near its line is not "
-        "yet the right point: these figures compare runs on the same data, and nothing else.",
+        f"The weights are those of step {log[-1]['step']}, whichever validation was the best. A point near its line is "
+        "not yet the right point: these figures compare runs on the same data, and nothing else.",
     ]
 
 
