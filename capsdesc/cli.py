@@ -24,6 +24,7 @@ from capsdesc.io.images import UInt8Array, find_images, read_image
 from capsdesc.matching import match
 from capsdesc.visualization import draw_located, draw_matches
 from capsdesc.weights import convert_official
+from capsdesc.weights.publish import add_parser as add_publish
 
 Array = npt.NDArray[Any]
 
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_locate(commands)
     add_eval(commands)
     add_bench(commands)
+    add_publish(commands)
     _add_convert(commands)
     return parser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import socket
@@ -211,7 +212,7 @@ def test_missing_paths_never_reach_the_hub(name: str) -> None:
     ],
 )
 def test_invalid_names(name: str) -> None:
-    with pytest.raises(ValueError, match=r"weights|revision"):
+    with pytest.raises(ValueError, match=r"weights|revision|org/name"):
         resolve(name)
 
 
@@ -405,6 +406,74 @@ def test_torchvision_resnet(suffix: str, tmp_path: Path) -> None:
     write()
     with pytest.raises(ValueError, match=r"unexpected \(head\.bias\)"):
         load_encoder(path, "resnet18")
+
+
+LOAD_ENCODER = """
+import json, sys
+import safetensors.torch
+from capsdesc.weights import load_encoder
+calls, target = json.loads(sys.argv[1])
+answers = []
+for name, encoder in calls:
+    try:
+        safetensors.torch.save_file(load_encoder(name, encoder), target)
+        answers.append("ok")
+    except (OSError, ValueError) as error:
+        answers.append(str(error))
+print(json.dumps(answers))
+"""
+
+
+def timm_config(architecture: str, mean: float = 0.485) -> bytes:
+    # As in the config.json of timm/resnet18.tv_in1k; it has more.
+    statistics = {"mean": [mean, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    return json.dumps({"architecture": architecture, "num_classes": 1000, "pretrained_cfg": statistics}).encode()
+
+
+def test_timm_resnet_on_the_hub(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = random_encoder(ResNetEncoder("resnet18"))
+    theirs = {torchvision_name(key): tensor for key, tensor in state.items()}
+    theirs |= {"layer4.1.bn2.bias": torch.zeros(512), "fc.bias": torch.zeros(1000)}
+    tensors = safetensors.torch.save(theirs)
+    hub = Hub()
+    for k, (name, files) in enumerate(
+        {
+            "resnet18.tv_in1k": {"config.json": timm_config("resnet18"), "model.safetensors": tensors},
+            "resnetaa18.x": {"config.json": timm_config("resnetaa18"), "model.safetensors": tensors},
+            "resnet18.inception": {"config.json": timm_config("resnet18", 0.5), "model.safetensors": tensors},
+            "other": {"config.json": b'{"model_type": "resnet"}', "model.safetensors": tensors},
+            "pickled": {"config.json": timm_config("resnet18"), "pytorch_model.bin": b""},
+        }.items()
+    ):
+        hub.commits[f"{k:040x}"] = files
+        hub.revisions[f"timm/{name}"] = {"main": f"{k:040x}", "old": f"{k:040x}"}
+    target = str(tmp_path / "encoder.safetensors")
+    with serving(hub):
+        calls = [
+            ("timm/resnet18.tv_in1k@old", "resnet18"),
+            ("timm/resnet18.tv_in1k", "resnet34"),
+            ("timm/resnetaa18.x", "resnet18"),
+            ("timm/resnet18.inception", "resnet18"),
+            ("timm/other", "resnet18"),
+            ("timm/pickled", "resnet18"),
+            ("timm/nothing", "resnet18"),
+            ("./timm/resnet18.tv_in1k", "resnet18"),
+        ]
+        found, wrong_size, antialiased, other_mean, not_timm, pickled, nothing, path = in_new_process(
+            LOAD_ENCODER, (calls, target), {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        )
+    assert found == "ok"
+    ours = safetensors.torch.load_file(target)
+    assert ours.keys() == {key for key in state if not is_counter(key)}
+    assert all(torch.equal(ours[key], state[key]) for key in ours)
+    for refused in (wrong_size, antialiased, other_mean):
+        assert "is another network than asked for" in refused
+    assert "'resnetaa18'" in antialiased
+    assert "no model of timm" in not_timm
+    assert "has no model.safetensors" in pickled
+    assert "there is no timm/nothing on the hub" in nothing
+    assert "expected one that ends in" in path
 
 
 def folded_maps(folded: dict[str, Tensor], x: Tensor) -> list[Tensor]:

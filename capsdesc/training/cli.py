@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -20,8 +21,9 @@ from capsdesc.io.images import find_images, read_image, to_tensor
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.training.config import NAMED_CONFIGS, TrainingConfig
 from capsdesc.training.dataset import DataConfig, PairDataset, Scene, covisible_pairs
-from capsdesc.training.loop import train
-from capsdesc.weights import load_encoder, resolve, save_pretrained
+from capsdesc.training.loop import LOG, train
+from capsdesc.weights import DEFAULT, load_encoder, resolve, save_pretrained
+from capsdesc.weights.card import SceneSummary, model_card, read_licenses
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +61,16 @@ def build_parser() -> argparse.ArgumentParser:
     start.add_argument(
         "--weights", help="fine-tune these: bundled name, file, folder or hub name (default: the bundled weights)"
     )
-    start.add_argument("--encoder", type=Path, help="start from an ImageNet encoder's file and a random decoder")
+    start.add_argument(
+        "--encoder",
+        metavar="FILE_OR_NAME",
+        help="start from an ImageNet encoder, a file or one of timm's ResNets on the hub, and a random decoder",
+    )
     start.add_argument("--from-scratch", action="store_true", help="start from random weights throughout")
+    parser.add_argument("--license", help="of the model, for its card, as the hub abbreviates it: mit, cc-by-4.0, ...")
+    parser.add_argument(
+        "--licenses", type=Path, metavar="YAML", help="for its card: a line of SCENE: LICENCE for each scene"
+    )
     parser.add_argument("--steps", type=int, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, help="pairs per step")
     parser.add_argument("--seed", type=int, help="of data and random parameters")
@@ -84,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     """Train as the options say."""
     config = read_config(options)
+    licenses = read_licenses(options.licenses) if options.licenses else {}
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     scenes = [read_scene(folder, config.data) for folder in tqdm(options.scenes, desc="scenes", disable=None)]
     photographs = [path for folder in options.photographs for path in find_images(folder)]
@@ -114,7 +125,23 @@ def run(options: argparse.Namespace) -> int:
         workers=options.workers,
         max_minutes=options.max_minutes,
     )
-    save_pretrained(options.out, config.model, network.cpu().state_dict())
+
+    def summary(scene: Scene) -> SceneSummary:
+        return SceneSummary(scene.name, len(scene.photographs), len(scene.pairs), licenses.get(scene.name))
+
+    card = model_card(
+        options.out.absolute().name,
+        config.model,
+        start=_start(options),
+        settings=yaml.safe_load(config.to_yaml()),
+        scenes=[summary(scene) for scene in scenes],
+        held_out=[summary(scene) for scene in held_out],
+        photographs=len(training_pairs.photographs),
+        log=[json.loads(row) for row in (options.out / LOG).read_text(encoding="utf-8").splitlines()],
+        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        license=options.license,
+    )
+    save_pretrained(options.out, config.model, network.cpu().state_dict(), card=card)
     if finished:
         logger.info("done: CAPSExtractor(%r) loads the model", str(options.out))
     else:
@@ -189,6 +216,15 @@ DECODER_PARTS = {
     "conv_fine",
     "log_inverse_temperature",
 }
+
+
+def _start(options: argparse.Namespace) -> str:
+    """What training starts from, in words."""
+    if options.from_scratch:
+        return "random weights throughout"
+    if options.encoder is not None:
+        return f"the ImageNet encoder {options.encoder} and a random decoder"
+    return f"the weights {options.weights or DEFAULT}"
 
 
 def _sample_images(photographs: Sequence[Path], count: int = 24, size: int = 320) -> torch.Tensor:

