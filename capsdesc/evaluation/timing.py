@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import logging
 import multiprocessing
 import time
@@ -17,6 +16,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+
+from capsdesc.evaluation.peers import import_peer
 
 logger = logging.getLogger(__name__)
 
@@ -300,7 +301,7 @@ def _measure_memory(contestant: Contestant, settings: Settings) -> Memory:
 def _import_all(modules: Sequence[str]) -> None:
     for module in modules:
         with contextlib.suppress(ImportError):
-            importlib.import_module(module)
+            import_peer(module)
 
 
 def _reset_resident_peak() -> int | None:
