@@ -27,7 +27,7 @@ from capsdesc.geometry import epipolar_distance, fundamental_from_pose, relative
 from capsdesc.io.colmap import PosedImage, read_model
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.training.augmentation import AugmentationConfig, augment
-from capsdesc.training.cli import main, read_scene
+from capsdesc.training.cli import main, read_scenes
 from capsdesc.training.config import OptimizerConfig, TrainingConfig
 from capsdesc.training.dataset import (
     DataConfig,
@@ -192,7 +192,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
 
 @pytest.fixture(scope="session")
 def scene(truth: Truth) -> Scene:
-    return read_scene(truth.folder, DATA)
+    return read_scenes(truth.folder, DATA)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -515,7 +515,7 @@ def test_an_image_that_cannot_be_read_is_reported_and_left_out(
     folder = tmp_path / "wall"
     shutil.copytree(truth.folder, folder)
     (folder / "images" / truth.names[3]).write_bytes(b"no image")
-    pairs = PairDataset([read_scene(folder, DATA)], [], DATA, seed=0, length=12)
+    pairs = PairDataset([read_scenes(folder, DATA)[0]], [], DATA, seed=0, length=12)
     samples = [pairs[index] for index in range(12)]
     assert "3.png" in caplog.text
     assert all(sample.valid.sum() >= DATA.queries / 4 for sample in samples)

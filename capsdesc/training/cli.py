@@ -16,12 +16,13 @@ import yaml
 from torch import nn
 from tqdm import tqdm
 
-from capsdesc.io.colmap import find_model, read_model
 from capsdesc.io.images import find_images, read_image, to_tensor
 from capsdesc.models import ModelConfig, build_network
+from capsdesc.training import prepare
 from capsdesc.training.config import NAMED_CONFIGS, TrainingConfig
-from capsdesc.training.dataset import DataConfig, PairDataset, Scene, covisible_pairs
+from capsdesc.training.dataset import DataConfig, PairDataset, Scene
 from capsdesc.training.loop import LOG, train
+from capsdesc.training.sources import ColmapSource, read_sources
 from capsdesc.weights import DEFAULT, load_encoder, resolve, save_pretrained
 from capsdesc.weights.card import SceneSummary, model_card, read_licenses
 
@@ -35,10 +36,14 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="capsdesc-train",
-        description="Train local descriptors from camera poses alone. Run the same command again to resume.",
+        description="Train local descriptors from camera poses alone. Run the same command again to resume. "
+        "'capsdesc-train prepare PHOTOS OUT' makes a scene of photographs.",
     )
     parser.add_argument(
-        "scenes", nargs="+", type=Path, help="folders with images/ and a COLMAP model in sparse/ or sparse/0/"
+        "scenes",
+        nargs="+",
+        type=Path,
+        help="folders with images/ and COLMAP models in sparse/, or YAML files that list sources of other kinds",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the model, the log and checkpoints")
     parser.add_argument(
@@ -82,10 +87,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``capsdesc-train``; returns the exit code."""
-    options = build_parser().parse_args(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        return run(options)
+        if arguments[:1] == ["prepare"]:
+            parser = argparse.ArgumentParser(prog="capsdesc-train prepare")
+            prepare.add_arguments(parser)
+            return prepare.run(parser.parse_args(arguments[1:]))
+        return run(build_parser().parse_args(arguments))
     except (OSError, ValueError, ImportError, FloatingPointError, RuntimeError) as error:
         print(f"capsdesc-train: {error}", file=sys.stderr)
         return 1
@@ -96,7 +105,8 @@ def run(options: argparse.Namespace) -> int:
     config = read_config(options)
     licenses = read_licenses(options.licenses) if options.licenses else {}
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    scenes = [read_scene(folder, config.data) for folder in tqdm(options.scenes, desc="scenes", disable=None)]
+    progress = tqdm(options.scenes, desc="scenes", disable=None)
+    scenes = [scene for path in progress for scene in read_scenes(path, config.data)]
     photographs = [path for folder in options.photographs for path in find_images(folder)]
     scenes, held_out = _held_out(scenes, options.validation, config)
     training_pairs = PairDataset(scenes, photographs, config.data, config.seed, config.steps * config.batch_size)
@@ -174,13 +184,14 @@ def read_config(options: argparse.Namespace) -> TrainingConfig:
     return TrainingConfig.from_yaml(yaml.safe_dump(values))
 
 
-def read_scene(folder: Path, config: DataConfig) -> Scene:
-    """The scene of a folder with ``images/`` and ``sparse/`` (or ``sparse/0/``)."""
-    photographs = read_model(find_model(folder), folder / "images")
-    scene = Scene(folder.name, photographs, covisible_pairs(photographs, config))
-    if len(scene.pairs) == 0:
-        logger.warning("%s: no pair overlaps and differs enough to train on", scene.name)
-    return scene
+def read_scenes(path: Path, config: DataConfig) -> list[Scene]:
+    """The scenes of a folder with ``images/`` and ``sparse/``, or of a YAML file that lists sources."""
+    sources = read_sources(path) if path.suffix in (".yaml", ".yml") else [ColmapSource(path=str(path))]
+    scenes = [dataclasses.replace(scene, weight=source.weight) for source in sources for scene in source.scenes(config)]
+    for scene in scenes:
+        if len(scene.pairs) == 0:
+            logger.warning("%s: no pair overlaps and differs enough to train on", scene.name)
+    return scenes
 
 
 def starting_network(options: argparse.Namespace, config: ModelConfig, photographs: Sequence[Path]) -> nn.Module:
@@ -244,7 +255,7 @@ def _held_out(
 ) -> tuple[list[Scene], list[Scene]]:
     """Training and validation scenes; without scenes of their own, a tenth of each scene's pairs is held out."""
     if validation:
-        return list(scenes), [read_scene(folder, config.data) for folder in validation]
+        return list(scenes), [scene for path in validation for scene in read_scenes(path, config.data)]
     kept, held_out = [], []
     rng = np.random.default_rng(config.seed)
     for scene in scenes:

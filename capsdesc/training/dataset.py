@@ -151,11 +151,13 @@ class Scene:
         name: what it is called in messages.
         photographs: the posed photographs.
         pairs: (P, 2) indices of photographs that see enough in common.
+        weight: factor on how often it is drawn.
     """
 
     name: str
     photographs: Sequence[PosedImage]
     pairs: Array
+    weight: float = 1.0
 
 
 def covisible_pairs(photographs: Sequence[PosedImage], config: DataConfig) -> Array:
@@ -176,7 +178,7 @@ class PairDataset(Dataset[TrainingPair]):
     """Endless training pairs over scenes and single photographs.
 
     Args:
-        scenes: reconstructions; each is drawn in proportion to the square root of its number of pairs.
+        scenes: reconstructions; each is drawn in proportion to its weight and the square root of its number of pairs.
         photographs: further image files for planar pairs, beside the scenes' own.
         config: what to draw.
         seed: sample ``i`` of the same seed is the same sample always.
@@ -194,14 +196,14 @@ class PairDataset(Dataset[TrainingPair]):
         seed: int,
         length: int,
     ) -> None:
-        self.scenes = [scene for scene in scenes if len(scene.pairs)]
+        self.scenes = [scene for scene in scenes if len(scene.pairs) and scene.weight > 0]
         self.photographs = [image.path for scene in scenes for image in scene.photographs] + list(photographs)
         if config.planar_share < 1 and not self.scenes:
             raise ValueError("no scene has a pair of photographs that overlap and differ enough to train on")
         if config.planar_share > 0 and not self.photographs:
             raise ValueError("planar_share is above zero but there is no photograph")
         self.config, self.seed, self.length = config, seed, length
-        chances = np.sqrt([len(scene.pairs) for scene in self.scenes])
+        chances = np.array([scene.weight * np.sqrt(len(scene.pairs)) for scene in self.scenes])
         self._scene_chances = chances / chances.sum() if len(chances) else chances
         self._unreadable: dict[Path, str] = {}
 
@@ -230,7 +232,7 @@ class PairDataset(Dataset[TrainingPair]):
         """A digest of what the samples are drawn from, so that a run is not resumed on other data."""
         digest = hashlib.sha256()
         for scene in self.scenes:
-            digest.update(f"{scene.name}:{scene.pairs.tolist()}\n".encode())
+            digest.update(f"{scene.name}:{scene.weight}:{scene.pairs.tolist()}\n".encode())
         for path in self.photographs:
             digest.update(f"{path.name}\n".encode())
         return digest.hexdigest()

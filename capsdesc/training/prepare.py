@@ -15,16 +15,19 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import cv2
-import pycolmap
 import yaml
 from tqdm import tqdm
 
+from capsdesc.io.colmap import import_pycolmap
 from capsdesc.io.files import atomic_path
 from capsdesc.io.images import find_images, read_image
 from capsdesc.training.config import build
+
+if TYPE_CHECKING:
+    import pycolmap
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class PrepareConfig:
     max_size: int | None = None
 
     def __post_init__(self) -> None:
+        pycolmap = import_pycolmap()
         models = [name for name in pycolmap.CameraModelId.__members__ if name != "INVALID"]
         if self.camera_model not in models:
             raise ValueError(f"camera_model is {self.camera_model!r}; expected one of {', '.join(models)}")
@@ -138,6 +142,7 @@ def prepare(photographs: Path, out: Path, config: PrepareConfig, *, threads: int
         FileExistsError: ``out/sparse`` holds models that come from elsewhere.
         RuntimeError: no two photographs could be related to each other.
     """
+    pycolmap = import_pycolmap()
     if threads != -1 and threads < 1:
         raise ValueError(f"threads is {threads}; expected a positive number, or -1 for all cores")
     files = find_images(photographs)
@@ -223,9 +228,10 @@ def _extract(
     database: Path, photographs: Path, images: Path, names: Sequence[str], config: PrepareConfig, threads: int
 ) -> None:
     """SIFT features of the photographs that have none yet."""
+    pycolmap = import_pycolmap()
     reader = pycolmap.ImageReaderOptions(camera_model=config.camera_model)
 
-    def extract(token: pycolmap.CancellationToken) -> None:
+    def extract(token: Any) -> None:
         pycolmap.extract_features(
             database,
             images,
@@ -243,6 +249,7 @@ def _extract(
 
 def _restore_focal_lengths(database: Path, photographs: Path, names: Sequence[str], reader: Any) -> None:
     """Shrunken copies have lost the focal length that the original's EXIF data tell."""
+    pycolmap = import_pycolmap()
     with pycolmap.Database.open(database) as opened:
         for name in names:
             image = opened.read_image_with_name(name)
@@ -258,10 +265,11 @@ def _restore_focal_lengths(database: Path, photographs: Path, names: Sequence[st
 
 def _match(database: Path, matcher: str, threads: int) -> None:
     """Match the pairs that are not matched yet and verify them geometrically."""
+    pycolmap = import_pycolmap()
     matching = pycolmap.FeatureMatchingOptions(num_threads=threads)
     sequential = pycolmap.SequentialPairingOptions(num_threads=threads)
 
-    def match(token: pycolmap.CancellationToken) -> None:
+    def match(token: Any) -> None:
         if matcher == "sequential":
             pycolmap.match_sequential(
                 database, matching, sequential, device=pycolmap.Device.cpu, cancellation_token=token
@@ -288,6 +296,7 @@ def _watch(
 
     The step has a thread of its own, so that it can be interrupted and stops after the photograph or pair it is at.
     """
+    pycolmap = import_pycolmap()
     token = pycolmap.CancellationToken()
     with (
         pycolmap.Database.open(database) as opened,
@@ -307,6 +316,7 @@ def _watch(
 
 def _map(database: Path, images: Path, models: Path, names: Sequence[str], threads: int) -> None:
     """Reconstruct, and write the models that have photographs of their own, largest first."""
+    pycolmap = import_pycolmap()
     partial = models.with_name("sparse.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "all").mkdir(parents=True)
@@ -349,6 +359,7 @@ def _advance(bar: tqdm[NoReturn], count: int) -> None:
 
 
 def _summarize(folder: Path) -> ModelSummary:
+    pycolmap = import_pycolmap()
     model = pycolmap.Reconstruction(folder)
     return ModelSummary(
         folder=folder,
