@@ -17,7 +17,7 @@ DATA = Path(__file__).parent / "data"
 
 def main(output: str = "located.png") -> None:
     image0, image1 = DATA / "tankard_0.jpg", DATA / "tankard_1.jpg"
-    points = np.array([[176, 180], [230, 260], [345, 140], [405, 230], [430, 330], [515, 130], [590, 200]])
+    points = np.array([[150, 455], [270, 375], [480, 85], [405, 230], [430, 330], [515, 130], [590, 200]])
 
     located = CAPSExtractor().locate(points, image0, image1)
     for (x0, y0), (x1, y1), std in zip(points, located.points, located.std, strict=True):
