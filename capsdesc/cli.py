@@ -92,6 +92,7 @@ def _add_match(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _run_match(options: argparse.Namespace) -> int:
+    _check_picture(options.output)
     K0, K1 = (_intrinsics(values or options.K) for values in (options.K0, options.K1))
     if (K0 is None) != (K1 is None):
         raise ValueError("intrinsics are given for one image only: give --K, or both --K0 and --K1")
@@ -137,13 +138,18 @@ def _matrix(values: Array) -> str:
     return "\n".join("  " + " ".join(f"{value:12.6f}" for value in row) for row in values)
 
 
+def _check_picture(path: Path | None) -> None:
+    """Refuse a path that no picture can be written to, before the work is done."""
+    if path is None or path.is_dir() or not path.parent.is_dir():
+        return  # no picture is asked for, or writing will say what is wrong
+    if not path.suffix or not cv2.haveImageWriter(path.name):
+        raise ValueError(f"cannot write a picture to {path}: expected an ending such as .png or .jpg")
+
+
 def _write_picture(path: Path, picture: UInt8Array) -> None:
     with atomic_path(path) as temporary:
-        try:
-            # Not imwrite, which fails on Windows where a path is not ASCII.
-            done, encoded = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        except cv2.error as error:
-            raise ValueError(f"cannot write a picture to {path}: {error}") from error
+        # Not imwrite, which fails on Windows where a path is not ASCII.
+        done, encoded = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         if not done:
             raise ValueError(f"cannot write a picture to {path}")
         temporary.write_bytes(encoded.tobytes())
@@ -253,6 +259,7 @@ def _read_points(path: Path) -> Array:
 
 
 def _run_locate(options: argparse.Namespace) -> int:
+    _check_picture(options.output)
     points = np.asarray(options.points, dtype=np.float32) if options.points else _read_points(options.points_file)
     image0, image1 = read_image(options.image0), read_image(options.image1)
     located = _extractor(options).locate(points, image0, image1)

@@ -53,8 +53,9 @@ class Located:
 
     Attributes:
         points: (N, 2) expected x, y in pixels of the second image.
-        std: (N,) standard deviation of the location in pixels, the root mean square over x and y. Large where the
-            point is not visible or its surroundings look alike.
+        std: (N,) standard deviation of the fine search in pixels, the root mean square over x and y. It ranks answers:
+            the larger, the less sure. It is no bound on the error, as it knows nothing beyond the window around the
+            coarse answer.
     """
 
     points: Array
@@ -262,14 +263,15 @@ class CAPSExtractor:
             image: as for :meth:`describe`.
 
         Returns:
-            Maps of (1, C, h, w) float32 on the extractor's device; ``dense.describe(points)`` reads descriptors.
+            Maps of (1, C, h, w) float32 on the extractor's device; ``dense.describe(points[None])`` reads the
+            descriptors of an (N, 2) tensor of points on that device.
         """
         return self._dense(to_tensor(image, self.device))
 
     def locate(self, points: KeypointsLike, image0: ImageLike, image1: ImageLike) -> Located:
         """Where points of one image are in another, by the coarse-to-fine search (sections 3.2 and 3.3).
 
-        Needs no keypoints in the second image. Every point gets an answer; the standard deviation tells which to trust.
+        Needs no keypoints in the second image. Every point gets an answer; the standard deviation ranks them.
 
         Args:
             points: in ``image0``; any form of keypoints that :meth:`describe` takes.

@@ -1,16 +1,17 @@
 """Matches to geometry: relative pose, homography, fundamental matrix, and the distances and errors that judge them.
 
 Points are (N, 2) x, y in pixels, pixel (0, 0) being the centre of the top-left pixel. They may be numpy arrays, torch
-tensors on any device, or objects with such `points`; results are numpy arrays in float64. Image 0 comes first
-throughout: a pose takes camera 0 to camera 1, x1 ~ K1 (R X + t) for x0 ~ K0 X, a homography is x1 ~ H x0, and
-x1^T F x0 = 0.
+tensors on any device, lists of `cv2.KeyPoint`, or objects with such `points`; results are numpy arrays in
+float64. Image 0 comes first throughout: a pose takes camera 0 to camera 1, x1 ~ K1 (R X + t) for x0 ~ K0 X, a
+homography is x1 ~ H x0, and x1^T F x0 = 0.
 
 The robust estimators share one meaning of `threshold`: how many pixels a match may be off and still be an inlier. For
 epipolar geometry that is the Sampson distance, measured in each camera's own pixels, so that cameras of different focal
 lengths are weighted as they should be; for a homography it is the transfer error in image 1.
 """
 
-from collections.abc import Callable, Iterable
+import numbers
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -33,7 +34,7 @@ class HasPoints(Protocol):
         """(N, 2) x, y in pixels."""
 
 
-Points: TypeAlias = npt.NDArray[Any] | torch.Tensor | HasPoints
+Points: TypeAlias = npt.NDArray[Any] | torch.Tensor | Sequence[cv2.KeyPoint] | HasPoints
 Matrix: TypeAlias = npt.NDArray[Any] | torch.Tensor
 
 # Short runs from different samples, of which the best is kept: a single USAC run stops as soon as its inlier count
@@ -499,6 +500,11 @@ class _RansacOptions:
     seed: int
 
     def __post_init__(self) -> None:
+        kinds = {"threshold": numbers.Real, "confidence": numbers.Real, "max_iterations": int, "seed": int}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral if kind is int else kind):
+                raise TypeError(f"{name} is {value!r}; expected {'an integer' if kind is int else 'a number'}")
         if not 0 < self.threshold < np.inf:
             raise ValueError(f"threshold is {self.threshold}; expected a positive number of pixels")
         if not 0 < self.confidence < 1:
@@ -655,7 +661,12 @@ def _matched(kpts0: Points, kpts1: Points) -> tuple[Array, Array]:
 
 
 def _points(points: Points, name: str) -> Array:
-    return _array(getattr(points, "points", points), name, (None, 2))
+    values: Any = getattr(points, "points", points)
+    if isinstance(values, Sequence) and all(isinstance(value, cv2.KeyPoint) for value in values):
+        values = np.array([keypoint.pt for keypoint in values]).reshape(-1, 2)
+    elif getattr(values, "shape", None) == (0,):
+        values = values.reshape(0, 2)
+    return _array(values, name, (None, 2))
 
 
 def _intrinsics(K: Matrix, name: str) -> Array:

@@ -427,3 +427,24 @@ def test_missing_poselib_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "poselib", None)
     with pytest.raises(ImportError, match=r"pip install 'capsdesc\[poselib\]'"):
         estimate_homography(np.zeros((10, 2)), np.zeros((10, 2)), backend="poselib")
+
+
+def test_keypoints_of_opencv_and_empty_lists_are_taken() -> None:
+    points = np.random.default_rng(3).uniform(0, 400, (40, 2)).astype(np.float32)
+    moved = points * 1.5 + 7
+    as_cv2 = [[cv2.KeyPoint(float(x), float(y), 1) for x, y in array] for array in (points, moved)]
+    found, same = estimate_homography(*as_cv2), estimate_homography(points, moved)
+    assert found is not None
+    assert same is not None
+    np.testing.assert_array_equal(found.H, same.H)
+    assert estimate_homography([], []) is None
+    assert estimate_homography(np.empty(0), np.empty(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("threshold", "1"), ("confidence", None), ("max_iterations", 10.5), ("seed", 1.5)]
+)
+def test_arguments_of_the_wrong_type_are_named(name: str, value: Any) -> None:
+    points = np.random.default_rng(3).uniform(0, 400, (40, 2))
+    with pytest.raises(TypeError, match=name):
+        estimate_homography(points, points + 1, **{name: value})

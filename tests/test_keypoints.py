@@ -412,3 +412,8 @@ def test_unknown_detectors_are_refused() -> None:
     for wrong in (None, 3, CornerDetector):
         with pytest.raises(TypeError, match="detector"):
             get_detector(cast(Any, wrong))
+
+
+def test_a_detector_of_opencv_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="OpenCV"):
+        get_detector(cv2.ORB.create())  # type: ignore[arg-type]

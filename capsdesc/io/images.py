@@ -59,6 +59,8 @@ def read_image(path: str | os.PathLike[str]) -> UInt8Array:
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no image file at {name!r}") from error
+    if not data:
+        raise ValueError(f"cannot read {name!r} as an image: the file is empty")
     if data.startswith(b"\xff\xd8") and not _jpeg_is_whole(data):
         raise ValueError(f"cannot read {name!r} as an image: the JPEG file is truncated")
     try:

@@ -123,6 +123,11 @@ def get_detector(detector: str | Detector) -> Detector:
             known = ", ".join(repr(name) for name in sorted(_DETECTORS))
             raise ValueError(f"detector {detector!r} is not known; known are {known}, or pass an object with detect()")
         return _DETECTORS[detector]()
+    if isinstance(detector, cv2.Feature2D):
+        raise TypeError(
+            "detector is one of OpenCV's; pass its keypoints to describe(), or wrap it in an object like "
+            "capsdesc.keypoints.Detector"
+        )
     if isinstance(detector, type) or not callable(getattr(detector, "detect", None)):
         got = f"the class {detector.__name__}" if isinstance(detector, type) else f"a {type(detector).__name__}"
         raise TypeError(f"detector must be a name or an object with a detect method, got {got}")

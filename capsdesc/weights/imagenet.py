@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -95,19 +96,19 @@ def unfold_batch_norm(encoder: ResNetEncoder, folded: Mapping[str, Tensor], imag
         for name, module in modules.items():
             if isinstance(module, nn.Conv2d):
                 module.load_state_dict({"weight": folded[f"{name}.weight"]})
-                hook = _statistics_hook(folded[f"{name}.bias"])
-                stack.callback(modules[_norm_after(name)].register_forward_pre_hook(hook).remove)
+                norm = cast(nn.BatchNorm2d, modules[_norm_after(name)])
+                hook = _statistics_hook(folded[f"{name}.bias"], norm.eps)
+                stack.callback(norm.register_forward_pre_hook(hook).remove)
         stack.callback(encoder.train, training)
         encoder.eval()(normalize_image(images))
 
 
-def _statistics_hook(bias: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _statistics_hook(bias: Tensor, eps: float) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     """Set a normalisation, just before it runs, to the statistics of its input and to an output of input + bias."""
 
     def set_statistics(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(norm, nn.BatchNorm2d)
         variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
-        scale = (variance + norm.eps).sqrt()
+        scale = (variance + eps).sqrt()
         norm.load_state_dict(
             {"weight": scale, "bias": mean + bias, "running_mean": mean, "running_var": variance},
         )
