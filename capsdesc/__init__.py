@@ -1,4 +1,4 @@
-"""Local feature descriptors at your own points, learned from camera poses alone.
+"""Local feature descriptors at your own points, learned from camera poses.
 
 Wang et al., "Learning Feature Descriptors Using Camera Pose Supervision", ECCV 2020.
 """

@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="capsdesc-train",
-        description="Train local descriptors from camera poses alone. Run the same command again to resume. "
+        description="Train local descriptors from camera poses. Run the same command again to resume. "
         "'capsdesc-train prepare PHOTOS OUT' makes a scene of photographs.",
     )
     parser.add_argument(

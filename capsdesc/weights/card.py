@@ -143,7 +143,7 @@ def _training(
         pairs = f"{planar}, the others {pairs}"
     return [
         f"- **Start**: {start}.",
-        f"- **Supervision**: camera poses alone; {pairs}.",
+        f"- **Supervision**: camera poses; {pairs}.",
         f"- **Training**: {steps} of {settings['batch_size']} pairs, views of {data['width']} x {data['height']}, "
         f"learning rate {optimizer['learning_rate']:g} ({optimizer['schedule']}), precision {settings['precision']}, "
         f"seed {settings['seed']}; {minutes:.3g} minutes of computing.",
