@@ -62,6 +62,12 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-size", type=int, metavar="PX", help="shrink images whose longer edge is longer")
 
 
+def _add_pair_options(parser: argparse.ArgumentParser, picture: str) -> None:
+    parser.add_argument("image0", type=Path)
+    parser.add_argument("image1", type=Path)
+    parser.add_argument("-o", "--output", type=Path, metavar="PNG", help=f"picture {picture}")
+
+
 def _extractor(options: argparse.Namespace) -> CAPSExtractor:
     return CAPSExtractor(options.weights, device=options.device, max_size=options.max_size)
 
@@ -75,9 +81,7 @@ def _add_match(commands: argparse._SubParsersAction[Any]) -> None:
         help="match two images, estimate their geometry, draw it",
         description="Match two images. With intrinsics the relative pose is estimated, without them a homography.",
     )
-    parser.add_argument("image0", type=Path)
-    parser.add_argument("image1", type=Path)
-    parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="picture of the matches, inliers coloured")
+    _add_pair_options(parser, picture="of the matches, inliers coloured")
     for name, which in (("--K", "both images"), ("--K0", "image0"), ("--K1", "image1")):
         parser.add_argument(
             name, nargs=4, type=float, metavar=("FX", "FY", "CX", "CY"), help=f"intrinsics of {which}, in pixels"
@@ -224,12 +228,10 @@ def _add_locate(commands: argparse._SubParsersAction[Any]) -> None:
         help="find points of one image in another",
         description="Where are these points of image0 in image1? Prints a line of x0,y0,x1,y1,std for each.",
     )
-    parser.add_argument("image0", type=Path)
-    parser.add_argument("image1", type=Path)
+    _add_pair_options(parser, picture="with circles of one deviation")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--points", nargs="+", type=_point, metavar="X,Y", help="points in image0, in pixels")
     where.add_argument("--points-file", type=Path, metavar="CSV", help="a file with x,y on each line")
-    parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="picture, with circles of one deviation")
     _add_network_options(parser)
     parser.set_defaults(run=_run_locate)
 

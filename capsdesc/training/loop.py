@@ -84,7 +84,8 @@ def train(
     start_time = time.monotonic()
     network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = make_optimizer(network, config.optimizer)
-    step = _resume(config, training_pairs.fingerprint, network, optimizer, out, device)
+    data = training_pairs.fingerprint
+    step = _resume(config, data, network, optimizer, out, device)
     dtype = _network_dtype(config.precision, device)
     loader = _loader(training_pairs, config.batch_size, range(step, config.steps), workers, device)
     finished = True
@@ -112,7 +113,7 @@ def train(
             out_of_time = max_minutes is not None and time.monotonic() - start_time > 60 * max_minutes
             if step % config.checkpoint_every == 0 or step == config.steps or out_of_time:
                 log.flush()
-                _save(config, training_pairs.fingerprint, network, optimizer, step, out)
+                _save(config, data, network, optimizer, step, out)
             if out_of_time and step < config.steps:
                 finished = False
                 break

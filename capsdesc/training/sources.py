@@ -532,15 +532,16 @@ def _pinhole(size: tuple[int, int], K: Array, where: str) -> Any:
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     if not (np.allclose(K, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]) and fx > 0 and fy > 0):
         raise ValueError(f"{where}: K is {K.tolist()}; expected [fx 0 cx; 0 fy cy; 0 0 1] with positive focal lengths")
-    return _camera("PINHOLE", size, [fx, fy, cx + 0.5, cy + 0.5])
+    return _opencv_camera(size, [fx, fy, cx, cy], [])
 
 
 def _opencv_camera(size: tuple[int, int], intrinsics: Sequence[float], distortion: Sequence[float]) -> Any:
     fx, fy, cx, cy = intrinsics
+    pinhole = [fx, fy, cx + 0.5, cy + 0.5]
     if not any(distortion):
-        return _camera("PINHOLE", size, [fx, fy, cx + 0.5, cy + 0.5])
+        return _camera("PINHOLE", size, pinhole)
     k1, k2, p1, p2, k3 = distortion
-    return _camera("FULL_OPENCV", size, [fx, fy, cx + 0.5, cy + 0.5, k1, k2, p1, p2, k3, 0, 0, 0])
+    return _camera("FULL_OPENCV", size, [*pinhole, k1, k2, p1, p2, k3, 0, 0, 0])
 
 
 def _rotation(R: Array, where: str) -> Array:
