@@ -22,6 +22,7 @@ from capsdesc.geometry import RelativePose, estimate_homography, estimate_pose
 from capsdesc.io.files import atomic_path
 from capsdesc.io.images import UInt8Array, find_images, read_image
 from capsdesc.matching import match
+from capsdesc.orientation import ORIENTATIONS
 from capsdesc.visualization import draw_located, draw_matches
 from capsdesc.weights import convert_official
 from capsdesc.weights.publish import add_parser as add_publish
@@ -87,6 +88,12 @@ def _add_match(commands: argparse._SubParsersAction[Any]) -> None:
             name, nargs=4, type=float, metavar=("FX", "FY", "CX", "CY"), help=f"intrinsics of {which}, in pixels"
         )
     parser.add_argument("--max-keypoints", type=int, default=2048, metavar="N", help="per image (%(default)s)")
+    parser.add_argument(
+        "--orientation",
+        choices=ORIENTATIONS,
+        default="upright",
+        help="any: the images may be turned or zoomed at will; takes longer",
+    )
     parser.add_argument("--ratio", type=float, help="ratio test on the matches (default: none)")
     parser.add_argument("--threshold", type=float, metavar="PX", help="of inliers (default: 1 for a pose, else 3)")
     parser.add_argument("--backend", choices=("opencv", "poselib"), default="opencv", help="robust estimator")
@@ -102,7 +109,9 @@ def _run_match(options: argparse.Namespace) -> int:
         raise ValueError("intrinsics are given for one image only: give --K, or both --K0 and --K1")
     image0, image1 = read_image(options.image0), read_image(options.image1)
     extractor = _extractor(options)
-    features0, features1 = (extractor.extract(image, options.max_keypoints) for image in (image0, image1))
+    features0, features1 = (
+        extractor.extract(image, options.max_keypoints, orientation=options.orientation) for image in (image0, image1)
+    )
     matches = match(features0, features1, ratio=options.ratio)
     points0 = features0.keypoints[matches.indices[:, 0]]
     points1 = features1.keypoints[matches.indices[:, 1]]

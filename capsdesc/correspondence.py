@@ -53,33 +53,55 @@ def search(
         Locations on the map, (B, N, 2) each.
     """
     columns, rows = target.columns, target.rows
-    width = target.values.shape[-1]
-    logits = torch.einsum("bnc,bchw->bnhw", queries, target.values) * inverse_temperature
+    height, width = target.values.shape[-2:]
+    logits = (queries * inverse_temperature) @ target.values.flatten(2)
     if center is not None:
-        near_x = (columns - center[..., :1]).abs() <= max(radius[0], target.scale[0])
-        near_y = (rows - center[..., 1:]).abs() <= max(radius[1], target.scale[1])
-        logits = logits.masked_fill(~(near_y[..., :, None] & near_x[..., None, :]), -torch.inf)
-    probability = logits.flatten(2).softmax(-1)
+        x, out_x = _window(columns, target.scale[0], center[..., 0], radius[0])
+        y, out_y = _window(rows, target.scale[1], center[..., 1], radius[1])
+        # A window has few of the map's cells: the rest need no softmax, and no memory until the backward pass.
+        logits = logits.gather(2, (y[..., :, None] * width + x[..., None, :]).flatten(2))
+        logits = logits.masked_fill((out_y[..., :, None] | out_x[..., None, :]).flatten(2), -torch.inf)
+        columns, rows = columns[x], rows[y]
+        height, width = y.shape[-1], x.shape[-1]
+    probability = logits.softmax(-1)
 
-    best = probability.argmax(-1)
-    argmax = torch.stack([columns[best % width], rows[best // width]], dim=-1)
+    best = probability.argmax(-1, keepdim=True)
     # The moments of a 2-D distribution are those of its marginals; centred sums keep float32 exact enough.
-    probability = probability.view(logits.shape)
-    expected_x, std_x = _moments(probability.sum(2), columns)
-    expected_y, std_y = _moments(probability.sum(3), rows)
+    probability = probability.view(*probability.shape[:2], height, width)
+    argmax_x, expected_x, std_x = _moments(probability.sum(2), columns, best % width)
+    argmax_y, expected_y, std_y = _moments(probability.sum(3), rows, best // width)
     return Correspondence(
         expected=torch.stack([expected_x, expected_y], dim=-1),
-        argmax=argmax,
+        argmax=torch.stack([argmax_x, argmax_y], dim=-1),
         std=torch.stack([std_x, std_y], dim=-1),
     )
 
 
-def _moments(probability: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of (B, N, k) probabilities over (k,) positions."""
+def _window(positions: Tensor, step: float, center: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """The cells along an axis that may lie within a radius of each centre, equally many for all.
+
+    Args:
+        positions: (w,) pixel coordinates of the cells, ascending.
+        step: pixels from one to the next.
+        center: (B, N) pixel coordinates.
+        radius: in pixels; never less than one cell.
+
+    Returns:
+        (B, N, k) indices of cells, and whether each is farther away than the radius after all.
+    """
+    radius = max(radius, step)
+    count = min(int(2 * radius / step) + 2, len(positions))
+    first = ((center - radius - positions[0]) / step).floor().long().clamp(0, len(positions) - count)
+    cells = first[..., None] + torch.arange(count, device=positions.device)
+    return cells, (positions[cells] - center[..., None]).abs() > radius
+
+
+def _moments(probability: Tensor, positions: Tensor, best: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Position of the best, mean and standard deviation of (B, N, k) probabilities over (k,) or (B, N, k) positions."""
     mean = (probability * positions).sum(-1)
     with torch.no_grad():
         variance = (probability * (positions - mean[..., None]).square()).sum(-1)
-    return mean, variance.sqrt()
+    return positions.expand(probability.shape).gather(-1, best).squeeze(-1), mean, variance.sqrt()
 
 
 def coarse_to_fine(

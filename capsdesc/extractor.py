@@ -17,6 +17,7 @@ from capsdesc.correspondence import coarse_to_fine
 from capsdesc.io.images import ImageLike, image_size, to_rgb, to_tensor
 from capsdesc.keypoints import Array, Detector, Keypoints, KeypointsLike, as_points, check_inside, get_detector
 from capsdesc.models import DenseFeatures, ModelConfig, dense_features, inverse_temperatures
+from capsdesc.orientation import ORIENTATIONS, TURNS, ZOOMS, Orientation, turned_views
 from capsdesc.weights import Weights, resolve
 
 # Locating n points holds n times the fine map's cells of probabilities; so many floats (64 MB) at a time.
@@ -29,7 +30,7 @@ class Features:
 
     Attributes:
         keypoints: (N, 2) x, y in pixels, (0, 0) the centre of the top-left one.
-        descriptors: (N, D) float32.
+        descriptors: (N, D) float32; (turns, zooms, N, D) with ``orientation="any"``.
         scores: (N,) the detector's response, or None if it has none.
         scales: (N,) diameter of the detected region in pixels, or None.
         angles: (N,) orientation in degrees, clockwise, or None.
@@ -160,21 +161,36 @@ class CAPSExtractor:
         return self.config.descriptor_dim
 
     @overload
-    def describe(self, image: ImageLike, keypoints: KeypointsLike) -> Array: ...
+    def describe(
+        self, image: ImageLike, keypoints: KeypointsLike, *, orientation: Orientation = "upright"
+    ) -> Array: ...
     @overload
-    def describe(self, image: Sequence[ImageLike], keypoints: Sequence[KeypointsLike]) -> list[Array]: ...
-    def describe(self, image: Any, keypoints: Any) -> Any:
+    def describe(
+        self,
+        image: Sequence[ImageLike],
+        keypoints: Sequence[KeypointsLike],
+        *,
+        orientation: Orientation = "upright",
+    ) -> list[Array]: ...
+    def describe(self, image: Any, keypoints: Any, *, orientation: Orientation = "upright") -> Any:
         """Descriptors at the user's own points (section 3.3).
+
+        They are upright: images may be turned against each other by some 20 degrees and differ in scale by a factor of
+        some 1.5. With ``orientation="any"`` the image is described under 8 turns and 3 zooms, and
+        :func:`capsdesc.match` finds the ones under which two images agree. This takes some 15 times as long.
 
         Args:
             image: a path, an (H, W, 3) RGB or (H, W) grey uint8 array, a PIL image, or a (3, H, W) float tensor in
                 0..1; or a list of images.
             keypoints: (N, 2) x, y in pixels in numpy or torch, a list of ``cv2.KeyPoint``, or
                 :class:`~capsdesc.keypoints.Keypoints`; for a list of images a list of these.
+            orientation: ``"upright"``, or ``"any"`` for images that may be turned or zoomed at will. One of two images
+                may stay upright if it does not show things larger than the other.
 
         Returns:
-            (N, D) float32, in torch on the keypoints' device where they are a tensor, in numpy otherwise; (0, D) for no
-            keypoints. For a list of images a list, each the same as from a call of its own.
+            (N, D) float32, or (8, 3, N, D) for any orientation, the first of them the upright ones; in torch on the
+            keypoints' device where they are a tensor, in numpy otherwise. For a list of images a list, each the same as
+            from a call of its own.
 
         Raises:
             FileNotFoundError: a path with nothing at it.
@@ -182,27 +198,37 @@ class CAPSExtractor:
             ValueError: an image is empty or cannot be decoded, a shape is wrong, a coordinate is not finite or outside
                 the image, or the lists differ in length.
         """
+        if orientation not in ORIENTATIONS:
+            raise ValueError(f"orientation is {orientation!r}; expected one of {', '.join(map(repr, ORIENTATIONS))}")
         if not isinstance(image, (list, tuple)):
-            return self._describe_one(image, keypoints, "image", "keypoints")
+            return self._describe_one(image, keypoints, orientation, "image", "keypoints")
         if not isinstance(keypoints, (list, tuple)) or len(keypoints) != len(image):
             came = f"{len(keypoints)}" if isinstance(keypoints, (list, tuple)) else f"a {type(keypoints).__name__}"
             raise ValueError(f"for a list of {len(image)} images keypoints must be a list as long, got {came}")
         return [
-            self._describe_one(one, points, f"image[{index}]", f"keypoints[{index}]")
+            self._describe_one(one, points, orientation, f"image[{index}]", f"keypoints[{index}]")
             for index, (one, points) in enumerate(zip(image, keypoints, strict=True))
         ]
 
-    def _describe_one(self, image: ImageLike, keypoints: KeypointsLike, image_name: str, name: str) -> Array:
+    def _describe_one(
+        self, image: ImageLike, keypoints: KeypointsLike, orientation: Orientation, image_name: str, name: str
+    ) -> Array:
         points = as_points(keypoints, name)
         if len(points) == 0:
             image_size(image, name=image_name)  # a wrong image is an error all the same
-            empty = torch.zeros(0, self.descriptor_dim)
-            return _like(empty, points)
+            shape = (
+                (0, self.descriptor_dim)
+                if orientation == "upright"
+                else (len(TURNS), len(ZOOMS), 0, self.descriptor_dim)
+            )
+            return _like(torch.zeros(shape), points)
         pixels = to_tensor(image, self.device, name=image_name)
         check_inside(points, pixels.shape[2], pixels.shape[1], name)
-        dense = self._dense(pixels)
-        descriptors = dense.describe(torch.as_tensor(points, device=self.device)[None])[0]
-        return _like(descriptors, points)
+        queries = torch.as_tensor(points, device=self.device)
+        if orientation == "upright":
+            return _like(self._dense(pixels).describe(queries[None])[0], points)
+        views = [self._dense(view).describe(seen[None])[0] for view, seen in turned_views(pixels, queries)]
+        return _like(torch.stack(views).view(len(TURNS), len(ZOOMS), len(queries), -1), points)
 
     def detect(
         self, image: ImageLike, max_keypoints: int = 2048, mask: npt.NDArray[Any] | Tensor | None = None
@@ -226,7 +252,12 @@ class CAPSExtractor:
         return found
 
     def extract(
-        self, image: ImageLike, max_keypoints: int = 2048, mask: npt.NDArray[Any] | Tensor | None = None
+        self,
+        image: ImageLike,
+        max_keypoints: int = 2048,
+        mask: npt.NDArray[Any] | Tensor | None = None,
+        *,
+        orientation: Orientation = "upright",
     ) -> Features:
         """Detect keypoints and describe them.
 
@@ -234,6 +265,7 @@ class CAPSExtractor:
             image: as for :meth:`describe`.
             max_keypoints: at most so many.
             mask: (H, W) bool or uint8, non-zero where keypoints may lie.
+            orientation: as for :meth:`describe`.
 
         Returns:
             Features in torch on the image's device where it is a tensor, in numpy otherwise.
@@ -249,7 +281,7 @@ class CAPSExtractor:
 
         return Features(
             keypoints=_like(points, like),
-            descriptors=_like(torch.as_tensor(self.describe(image, points)), like),
+            descriptors=_like(torch.as_tensor(self.describe(image, points, orientation=orientation)), like),
             scores=field(keypoints.scores),
             scales=field(keypoints.scales),
             angles=field(keypoints.angles),

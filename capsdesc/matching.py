@@ -13,6 +13,8 @@ from torch import Tensor
 # full speed.
 _BLOCK_SIZE = 2**21
 _BLOCK_COLUMNS = 2**11
+# Descriptors of the first image, at least, that decide which views go together.
+_VIEW_SAMPLE = 512
 
 
 class HasDescriptors(Protocol):
@@ -58,8 +60,10 @@ def match(
     taken.
 
     Args:
-        a: (N, D) float descriptors, numpy or torch, or an object with such `descriptors`.
-        b: (M, D) float descriptors of the same kind, on the same device.
+        a: (N, D) float descriptors, numpy or torch, or an object with such `descriptors`. Or (turns, zooms, N, D), the
+            same points described under several views, as `CAPSExtractor.describe` gives them for any orientation:
+            then those of the one pair of views are matched in which the descriptors are most distinctive.
+        b: (M, D) float descriptors of the same kind, on the same device, likewise.
         mutual: keep a pair only if each is the nearest neighbour of the other.
         ratio: keep a pair only if its distance is below `ratio` times the distance to the second nearest neighbour
             in `b` (Lowe, IJCV 2004, section 7.1), 0 < ratio <= 1. A single candidate passes.
@@ -81,21 +85,22 @@ def match(
     if a_is_numpy != b_is_numpy:
         kinds = ("numpy", "torch") if a_is_numpy else ("torch", "numpy")
         raise TypeError(f"a is {kinds[0]} and b is {kinds[1]}; expected both of one kind: convert one of them")
-    if rows_a.shape[1] != rows_b.shape[1]:
+    if rows_a.shape[-1] != rows_b.shape[-1]:
         raise ValueError(
-            f"a has {rows_a.shape[1]} dimensions and b has {rows_b.shape[1]}; expected descriptors of one model"
+            f"a has {rows_a.shape[-1]} dimensions and b has {rows_b.shape[-1]}; expected descriptors of one model"
         )
     if rows_a.device != rows_b.device:
         raise ValueError(f"a is on {rows_a.device} and b is on {rows_b.device}; expected one device: move one of them")
     dtype = torch.promote_types(rows_a.dtype, rows_b.dtype)
-    indices, distances = _match(rows_a.to(dtype), rows_b.to(dtype), mutual, ratio, max_distance)
+    rows_a, rows_b = _agreeing_views(rows_a.to(dtype), rows_b.to(dtype))
+    indices, distances = _match(rows_a, rows_b, mutual, ratio, max_distance)
     if a_is_numpy:
         return Matches(indices.numpy(), distances.numpy())
     return Matches(indices, distances)
 
 
 def _as_tensor(descriptors: Descriptors, name: str) -> tuple[Tensor, bool]:
-    """(N, D) finite float32 or float64 rows, and whether they came as numpy."""
+    """(..., N, D) finite float32 or float64 rows, and whether they came as numpy."""
     rows = descriptors if isinstance(descriptors, np.ndarray | Tensor) else getattr(descriptors, "descriptors", None)
     if not isinstance(rows, np.ndarray | Tensor):
         raise TypeError(
@@ -105,8 +110,10 @@ def _as_tensor(descriptors: Descriptors, name: str) -> tuple[Tensor, bool]:
     floating = rows.is_floating_point() if isinstance(rows, Tensor) else np.issubdtype(rows.dtype, np.floating)
     if not floating:
         raise TypeError(f"{name} has dtype {rows.dtype}; expected floating point: convert it first")
-    if rows.ndim != 2:
-        raise ValueError(f"{name} has shape {tuple(rows.shape)}; expected (N, D), one descriptor a row")
+    if rows.ndim not in (2, 4):
+        raise ValueError(
+            f"{name} has shape {tuple(rows.shape)}; expected (N, D), one descriptor a row, or (turns, zooms, N, D)"
+        )
     if isinstance(rows, Tensor):
         tensor = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
     else:
@@ -114,9 +121,44 @@ def _as_tensor(descriptors: Descriptors, name: str) -> tuple[Tensor, bool]:
         dtype = np.float64 if rows.dtype.itemsize >= 8 else np.float32
         tensor = torch.from_numpy(np.require(rows, dtype, ["C_CONTIGUOUS", "WRITEABLE"]))
     if not tensor.isfinite().all():
-        bad = int((~tensor.isfinite().all(dim=1)).sum())
-        raise ValueError(f"{name} has NaN or infinite values in {bad} of {len(rows)} rows; expected finite descriptors")
+        finite = tensor.isfinite().all(dim=-1)
+        bad = int((~finite).sum())
+        raise ValueError(
+            f"{name} has NaN or infinite values in {bad} of {finite.numel()} rows; expected finite descriptors"
+        )
     return tensor, isinstance(rows, np.ndarray)
+
+
+def _agreeing_views(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, D) and (M, D) descriptors of the views of each, (..., N, D) and (..., M, D), that go together best.
+
+    Under the right views many nearest neighbours are much nearer than the second nearest ones, under wrong ones few
+    are. It is enough to turn one image, and to shrink one.
+    """
+    if a.ndim == 2 and b.ndim == 2:
+        return a, b
+    views_a = a[0] if a.ndim == 4 else a[None]
+    views_b = b if b.ndim == 4 else b[None, None]
+    if a.shape[-2] == 0 or b.shape[-2] == 0:
+        return views_a[0], views_b[0, 0]
+    sample = slice(None, None, max(1, a.shape[-2] // _VIEW_SAMPLE))
+    best, found = -1.0, (views_a[0], views_b[0, 0])
+    for zoom_a, one in enumerate(views_a):
+        for zoom_b in range(views_b.shape[1] if zoom_a == 0 else 1):
+            for other in views_b[:, zoom_b]:
+                distinctiveness = _distinctiveness(one[sample], other)
+                if distinctiveness > best:
+                    best, found = distinctiveness, (one, other)
+    return found
+
+
+def _distinctiveness(a: Tensor, b: Tensor) -> float:
+    """Sum over the rows of a of (1 - d1 / d2)^2 for the distances to their two nearest rows of b."""
+    if len(b) < 2:
+        return 0.0
+    neighbours, _ = _nearest(a, b, 2)
+    first, second = (torch.linalg.vector_norm(a - b[neighbours[:, k]], dim=1) for k in range(2))
+    return float((1 - first / second.clamp_min(1e-12)).square().sum())
 
 
 def _match(

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
+import importlib.util
 import json
 import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -18,7 +22,9 @@ from capsdesc.evaluation.timing import Contest, Contestant, Memory, Row, Setting
 from capsdesc.extractor import CAPSExtractor
 from capsdesc.keypoints import SIFTDetector
 from capsdesc.matching import Matches
-from capsdesc.models import ModelConfig, build_network
+from capsdesc.models import ModelConfig, build_network, dense_features
+from capsdesc.models.network import normalize_image
+from capsdesc.training.losses import LossConfig, caps_loss
 from capsdesc.weights import save_pretrained
 
 
@@ -207,6 +213,80 @@ def test_the_synthetic_batch_is_one_that_can_be_trained_on() -> None:
     # Rank two and unit norm.
     assert float((singular[:, 2] / singular[:, 1]).max()) < 1e-3
     torch.testing.assert_close(singular.square().sum(dim=1), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.fixture(scope="module")
+def paper_step() -> ModuleType:
+    """The script, which is no part of the package."""
+    path = Path(__file__).parent.parent / "benchmarks" / "paper_step.py"
+    spec = importlib.util.spec_from_file_location("paper_step", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Sizes at which no cell lies just on a window's edge, where rounding would decide.
+@pytest.mark.parametrize(
+    ("size", "config"),
+    [
+        ((110, 80), LossConfig()),
+        ((96, 72), LossConfig(max_epipolar_coarse=0.2, max_epipolar_fine=0.2, max_cycle=0.3)),
+    ],
+)
+def test_the_papers_step_has_our_loss_and_gradients(
+    size: tuple[int, int], config: LossConfig, paper_step: ModuleType
+) -> None:
+    model = ModelConfig.paper("resnet18")
+    # In evaluation mode, so that batch statistics are not those of one image here and of both there.
+    network = contests.seeded_network(model, seed=0).eval()
+    for head in ("conv_coarse", "conv_fine"):
+        # Peaks in the softmax: uniform ones would hide a window in the wrong place.
+        network.get_parameter(f"{head}.bn.weight").data *= 4
+    batch = contests.synthetic_batch(2, *size, 40, seed=0)
+    valid = torch.rand(2, 40, generator=torch.Generator().manual_seed(0)) < 0.8
+    supervision = dataclasses.replace(batch.supervision, valid=valid)
+    images = torch.cat([batch.images0, batch.images1]).float() / 255
+
+    features = dense_features(network, model, images)
+    ours = caps_loss(network, *features.split(2), supervision, config)
+    papers = paper_step.paper_loss(network, *normalize_image(images).chunk(2), supervision, config)
+    assert all(float(ours[name].detach()) > 0 for name in ("epipolar_coarse", "epipolar_fine"))
+    torch.testing.assert_close(papers, ours["loss"], rtol=1e-4, atol=0)
+    parameters = list(network.parameters())
+    for a, b in zip(
+        torch.autograd.grad(papers, parameters), torch.autograd.grad(ours["loss"], parameters), strict=True
+    ):
+        assert float((a - b).norm()) <= 1e-3 * float(b.norm()) + 1e-7
+
+
+def test_the_papers_step_is_timed_beside_ours(paper_step: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--size 48 32 --pairs 1 --queries 6 --repeats 1 --warmup 0 --threads 1 --device cpu"
+    paper_step.main(options.split())
+    header, *rows = table_cells(capsys.readouterr().out)
+    assert [row[0] for row in rows] == ["paper's step", "ours, paper's network", "ours, default recipe"]
+    assert header[4] == "time / paper's step"
+    for row in rows:
+        assert float(row[4]) == pytest.approx(float(row[1]) / float(rows[0][1]), rel=0.05)
+        assert float(row[-1]) == pytest.approx(1e3 / float(row[1]), rel=0.05)
+
+
+def test_the_papers_step_is_one_of_adam_down_the_gradient(paper_step: ModuleType) -> None:
+    network = contests.seeded_network(ModelConfig.paper("resnet18"), seed=0).train()
+    before = copy.deepcopy(network)
+    batch = contests.synthetic_batch(1, 64, 48, 20, seed=0)
+    images0, images1 = (normalize_image(images.float() / 255) for images in (batch.images0, batch.images1))
+    loss = paper_step.paper_loss(before, images0, images1, batch.supervision, LossConfig())
+    gradients = torch.autograd.grad(loss, list(before.parameters()))
+
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    found = paper_step.paper_step(network, optimizer, batch, LossConfig(), torch.device("cpu"))
+    assert found == pytest.approx(float(loss.detach()), rel=1e-4)
+    for old, new, gradient in zip(before.parameters(), network.parameters(), gradients, strict=True):
+        # Adam's first step has the learning rate's length wherever the gradient is not tiny.
+        large = gradient.abs() > 1e-4
+        torch.testing.assert_close((new - old)[large], -1e-3 * gradient[large].sign(), rtol=1e-2, atol=1e-6)
 
 
 # The command

@@ -25,6 +25,8 @@ from capsdesc.training.losses import (
     contrastive_loss,
     epipolar_distance,
     match_error,
+    matching_loss,
+    reliability_loss,
     transfer,
 )
 
@@ -90,6 +92,10 @@ def random_case(count: int = 25) -> Case:
         fundamental=torch.from_numpy(fundamental),
         homography=torch.from_numpy(np.stack([np.eye(3), np.eye(3), homography / np.linalg.norm(homography)])),
         planar=torch.tensor([False, False, True]),
+        keypoints0=random_pixels(SIZE, 30, images=3),
+        keypoints1=random_pixels(SIZE, 30, images=3).flip(1),
+        detected0=torch.arange(30).expand(3, -1) < torch.tensor([[30], [25], [29]]),
+        detected1=torch.arange(30).expand(3, -1) < torch.tensor([[28], [30], [27]]),
     )
     return Case(maps0, (maps1[0], maps1[1]), supervision)
 
@@ -423,6 +429,10 @@ def plane_scene(size: tuple[int, int]) -> tuple[DenseFeatures, DenseFeatures, Su
         fundamental=torch.from_numpy(fundamental_from_pose(R, t, K0, K1))[None],
         homography=torch.from_numpy(H / np.linalg.norm(H))[None],
         planar=torch.tensor([False]),
+        keypoints0=torch.zeros(1, 0, 2),
+        keypoints1=torch.zeros(1, 0, 2),
+        detected0=torch.zeros(1, 0, dtype=torch.bool),
+        detected1=torch.zeros(1, 0, dtype=torch.bool),
     )
     first, second = (DenseFeatures(coarse, fine, size, normalized=False) for coarse, fine in maps)
     return first, second, supervision
@@ -449,3 +459,159 @@ def test_maps_that_know_their_scene_points_have_hardly_any_loss(planar: bool) ->
     lost = caps_loss(nn.Module(), features0, confused, known, LossConfig())
     assert float(lost["median_px"]) > 20
     assert float(lost["epipolar_coarse"]) > 5 * float(found["epipolar_coarse"])
+
+
+def numpy_distances(known: Supervision, image: int) -> Array:
+    """Of the detected keypoints of both images: distance from the first one's place or line in image 1."""
+    kept0, kept1 = (
+        keypoints[image][detected[image]].numpy()
+        for keypoints, detected in ((known.keypoints0, known.detected0), (known.keypoints1, known.detected1))
+    )
+    F, H = known.fundamental[image].numpy(), known.homography[image].numpy()
+    planar = bool(known.planar[image])
+    return np.array([numpy_match_error(np.tile(point, (len(kept1), 1)), kept1, F, H, planar) for point in kept0])
+
+
+def numpy_matching(case: Case, config: LossConfig) -> float:
+    """Loop by loop, as the docstring tells it."""
+    known = case.supervision
+    drawn, pulls, avoided, detected = 0.0, 0.0, 0.0, 0
+    for image in range(len(known.keypoints0)):
+        a, b = (
+            features.describe(keypoints)[image][kept[image]].detach().numpy()
+            for features, keypoints, kept in (
+                (case.features[0], known.keypoints0, known.detected0),
+                (case.features[1], known.keypoints1, known.detected1),
+            )
+        )
+        a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b))
+        similar = np.exp(30 * a @ b.T)
+        mutual = similar / similar.sum(0, keepdims=True) * similar / similar.sum(1, keepdims=True)
+        distances = numpy_distances(known, image)
+        right, wrong = distances <= config.matching_radius, distances > config.wrong_radius
+        for row in range(len(a)):
+            p_right, p_wrong = mutual[row, right[row]].sum(), mutual[row, wrong[row]].sum()
+            detected += 1
+            avoided += -np.log(1 - min(p_wrong, 0.99))
+            if right[row].any():
+                pull = 1.0 if known.planar[image] else p_right / max(p_right + p_wrong, 1e-12)
+                pulls += pull
+                drawn += -pull * np.log(p_right)
+    return drawn / max(pulls, 1) + avoided / detected
+
+
+def test_matching_loss_is_what_its_definition_says() -> None:
+    case = random_case()
+    config = LossConfig(matching=1.0, matching_radius=12.0, wrong_radius=20.0)
+    found = matching_loss(*case.features, case.supervision, config)
+    assert float(found) == pytest.approx(numpy_matching(case, config), rel=1e-4)
+    assert float(case.loss(config)["matching"]) == pytest.approx(float(found))
+
+
+def keypoints_at(planar: bool, places: Array, found_again: Array) -> tuple[DenseFeatures, DenseFeatures, Supervision]:
+    """A plane whose features know their scene points, with keypoints in both images; some second ones elsewhere."""
+    features0, features1, known = plane_scene((320, 240))
+    H = known.homography[0].numpy()
+    moved = np.c_[places, np.ones(len(places))] @ H.T
+    partners = moved[:, :2] / moved[:, 2:]
+    partners[~found_again] = np.random.default_rng(1).uniform((0, 0), (300, 20), (int((~found_again).sum()), 2))
+    detected = torch.ones(1, len(places), dtype=torch.bool)
+    known = dataclasses.replace(
+        known,
+        planar=torch.tensor([planar]),
+        keypoints0=torch.from_numpy(places)[None],
+        keypoints1=torch.from_numpy(partners)[None],
+        detected0=detected,
+        detected1=detected,
+    )
+    return features0, features1, known
+
+
+@pytest.mark.parametrize("planar", [True, False])
+def test_matching_loss_is_small_for_the_right_order_and_large_for_another(planar: bool) -> None:
+    # Descriptors that are one-hot in the order of the keypoints, so that right and wrong matches are certain.
+    count = 20
+    places = np.random.default_rng(0).uniform((100, 70), (220, 170), (count, 2))
+    _, _, known = keypoints_at(planar, places, np.ones(count, dtype=bool))
+
+    class OneHot:
+        def __init__(self, order: Tensor) -> None:
+            self.order = order
+
+        def without_reliability(self) -> OneHot:
+            return self
+
+        def describe(self, points: Tensor) -> Tensor:
+            return torch.eye(count, dtype=points.dtype)[self.order][None]
+
+    config = LossConfig(matching=1.0)
+    order = torch.arange(count)
+    right = matching_loss(OneHot(order), OneHot(order), known, config)  # type: ignore[arg-type]
+    wrong = matching_loss(OneHot(order), OneHot(order.roll(7)), known, config)  # type: ignore[arg-type]
+    assert float(right) < 0.01
+    assert float(wrong) > 1
+
+
+def with_reliability(features: DenseFeatures, logits: Tensor) -> DenseFeatures:
+    return dataclasses.replace(features, reliability=FeatureMap(logits, features.fine.scale))
+
+
+def test_reliability_loss_is_the_cross_entropy_of_being_found_again() -> None:
+    rng = np.random.default_rng(2)
+    places = rng.uniform((0, 0), (319, 239), (60, 2))
+    features0, features1, known = keypoints_at(True, places, rng.random(60) < 0.6)
+    fields = [torch.from_numpy(rng.normal(size=(1, 1, *f.fine.values.shape[-2:]))) for f in (features0, features1)]
+    features0, features1 = (with_reliability(f, x) for f, x in zip((features0, features1), fields, strict=True))
+    found = reliability_loss(features0, features1, known, radius=3.0)
+
+    distances = numpy_distances(known, 0)
+    H = known.homography[0].numpy()
+    losses = []
+    again = distances <= 3
+    for image, near, points, homography in (
+        (features0, np.asarray(again.any(1)), known.keypoints0[0].numpy(), H),
+        (features1, np.asarray(again.any(0)), known.keypoints1[0].numpy(), np.linalg.inv(H)),
+    ):
+        assert image.reliability is not None
+        logits = image.reliability.sample(torch.from_numpy(points)[None])[0, :, 0].numpy()
+        for (x, y), logit, hit in zip(points, logits, near, strict=True):
+            u, v, w = homography @ [x, y, 1]
+            if 0 <= u / w <= 319 and 0 <= v / w <= 239:
+                p = 1 / (1 + np.exp(-logit))
+                losses.append(-np.log(p if hit else 1 - p))
+    assert 60 < len(losses) < 120
+    assert float(found) == pytest.approx(np.mean(losses), rel=1e-6)
+
+    posed = dataclasses.replace(known, planar=torch.tensor([False]))
+    assert float(reliability_loss(features0, features1, posed, radius=3.0)) == 0
+    with pytest.raises(ValueError, match=r"set model\.reliability"):
+        reliability_loss(features0.without_reliability(), features1, known, radius=3.0)
+
+
+def test_gradients_of_our_own_losses_are_those_of_finite_differences() -> None:
+    case = random_case()
+    # In posed pairs the pull is weighted by what is held constant, and finite differences would see it change.
+    known = dataclasses.replace(case.supervision, planar=torch.tensor([True, True, True]))
+    logits = torch.randn(3, 1, *case.features[0].fine.values.shape[-2:], dtype=torch.float64)
+    config = LossConfig(matching=1.0, matching_radius=12.0, wrong_radius=20.0)
+    coarse = case.maps0[0].detach().double().requires_grad_()
+    others = logits.flip(0)
+    logits.requires_grad_()
+
+    def loss() -> Tensor:
+        features0 = with_reliability(dense(SIZE, coarse, case.maps0[1].double()), logits)
+        features1 = with_reliability(dense(SIZE, *(maps.double() for maps in case.maps1)), others)
+        matching = matching_loss(features0, features1, known, config)
+        return matching + reliability_loss(features0, features1, known, 12.0)
+
+    gradients = torch.autograd.grad(loss(), (coarse, logits))
+    rng = torch.Generator().manual_seed(0)
+    for values, gradient in zip((coarse, logits), gradients, strict=True):
+        direction = torch.randn(values.shape, dtype=torch.float64, generator=rng)
+        with torch.no_grad():
+            values += 1e-5 * direction
+            above = float(loss())
+            values -= 2e-5 * direction
+            below = float(loss())
+            values += 1e-5 * direction
+        assert (above - below) / 2e-5 == pytest.approx(float((gradient * direction).sum()), rel=1e-4)

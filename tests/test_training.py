@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pycolmap
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from scipy.spatial.transform import Rotation
 from torch.utils.data import DataLoader
 
@@ -27,6 +30,7 @@ from capsdesc.geometry import epipolar_distance, fundamental_from_pose, relative
 from capsdesc.io.colmap import PosedImage, read_model
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.training.augmentation import AugmentationConfig, augment
+from capsdesc.training.checkpoint import BEST, CHECKPOINT, CONFIG, LOG
 from capsdesc.training.cli import main, read_scenes
 from capsdesc.training.config import OptimizerConfig, TrainingConfig
 from capsdesc.training.dataset import (
@@ -38,8 +42,9 @@ from capsdesc.training.dataset import (
     covisible_pairs,
     seen_in,
 )
-from capsdesc.training.loop import CHECKPOINT, CONFIG, LOG, learning_rate_factor, make_optimizer, train, validate
+from capsdesc.training.loop import Outcome, learning_rate_factor, make_optimizer, train
 from capsdesc.training.losses import LossConfig
+from capsdesc.training.validation import validate
 from capsdesc.training.views import VirtualCamera, aim, random_homography, render_camera, render_homography
 from capsdesc.weights import resolve
 
@@ -623,7 +628,10 @@ def test_numbers_may_be_written_as_1e_3() -> None:
 
 def test_the_papers_recipe() -> None:
     config = TrainingConfig.paper()
-    assert config.model == ModelConfig(architecture="caps", encoder="resnet50", normalize=False, sampling="corners")
+    assert config.ema == 0
+    assert config.model == ModelConfig(
+        architecture="caps", encoder="resnet50", fine_dim=128, normalize=False, reliability=False, sampling="corners"
+    )
     assert (config.batch_size, config.steps) == (6, 200_000)
     assert (config.data.size, config.data.queries, config.data.sift_share) == ((640, 480), 500, 0.9)
     assert (config.data.max_rotation, config.data.planar_share) == (80, 0)
@@ -655,7 +663,9 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_nearly_nothing() -> None:
 
 @pytest.mark.parametrize("architecture", ["compact", "caps"])
 def test_every_parameter_moves_at_the_rate_of_its_group(architecture: str) -> None:
-    network = build_network(ModelConfig(architecture=architecture, encoder="resnet18"))
+    network = build_network(
+        ModelConfig(architecture=architecture, encoder="resnet18", reliability=architecture == "compact")
+    )
     config = OptimizerConfig(learning_rate=1.0, encoder_factor=0.25, temperature_factor=4.0)
     groups = make_optimizer(network, config).param_groups
     rates = {id(parameter): group["peak"] for group in groups for parameter in group["params"]}
@@ -689,13 +699,20 @@ def log_rows(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-def assert_same_run(out: Path, other: Path) -> None:
-    """To the bit."""
-    state, expected = resolve(str(out)).state_dict, resolve(str(other)).state_dict
+def assert_same_tensors(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
     assert state.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(state[name], value), name
+
+
+def assert_same_run(out: Path, other: Path) -> None:
+    """To the bit."""
     assert log_rows(out) == log_rows(other)
+    assert_same_tensors(resolve(str(out)).state_dict, resolve(str(other)).state_dict)
+    assert_same_tensors(load_file(out / BEST), load_file(other / BEST))
+    state, expected = (torch.load(folder / CHECKPOINT, weights_only=True) for folder in (out, other))
+    for part in ("network", "average"):
+        assert_same_tensors(state[part], expected[part])
 
 
 @pytest.fixture(scope="session")
@@ -723,8 +740,9 @@ def test_a_run_leaves_a_model_a_log_and_its_settings(finished_run: Path) -> None
         assert row["loss"] == pytest.approx(np.dot([1, 1, 0.1, 0.1, 0.15], parts), abs=2e-4)
     checkpoint = torch.load(finished_run / CHECKPOINT, weights_only=True)
     assert checkpoint["step"] == STEPS
+    best = load_file(finished_run / BEST)
     for name, value in weights.state_dict.items():
-        assert torch.equal(checkpoint["network"][name], value), name
+        assert torch.equal(best[name], value), name
     # The parameters went somewhere from where the seed put them.
     torch.manual_seed(config.seed)
     start = build_network(config.model).state_dict()
@@ -742,11 +760,12 @@ def test_a_killed_run_resumes_to_the_same_bits(truth: Truth, finished_run: Path,
     }
     process = subprocess.Popen([sys.executable, "-c", code, *command], env=environment)
     deadline = time.monotonic() + 120
-    while not (tmp_path / CHECKPOINT).exists() and process.poll() is None and time.monotonic() < deadline:
+    # The best so far is younger than the checkpoint then.
+    while not (tmp_path / BEST).exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
     assert process.wait() != 0
-    assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] < STEPS
+    assert 0 < torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] < STEPS
     assert not (tmp_path / "model.safetensors").exists()
     assert main(command) == 0
     assert_same_run(tmp_path, finished_run)
@@ -879,6 +898,72 @@ def test_settings_come_from_a_file_and_are_changed_by_options(truth: Truth, tmp_
     assert config.model.encoder == "efficientnet_lite0"
 
 
+def test_the_weights_that_match_best_come_out(scene: Scene, tmp_path: Path) -> None:
+    # The learning rate rises until it destroys what was there.
+    config = TrainingConfig(
+        model=ModelConfig(encoder="resnet18", decoder_dim=16, coarse_dim=16, fine_dim=15),
+        data=DATA,
+        optimizer=OptimizerConfig(learning_rate=0.3, warmup=1.0, temperature_factor=0.0),
+        steps=6,
+        batch_size=2,
+        ema=0.0,
+        validate_every=1,
+        precision="float32",
+    )
+    pairs = PairDataset([scene], [], config.data, seed=0, length=config.steps * config.batch_size)
+    judged = PairDataset([scene], [], dataclasses.replace(config.data, planar_share=0.0), seed=1, length=4)
+    torch.manual_seed(0)
+    network = build_network(config.model)
+    device = torch.device("cpu")
+    outcome = train(config, network, pairs, judged, tmp_path, device=device, workers=0)
+    validations = [row["validation"] for row in log_rows(tmp_path)]
+    right = [figures["match_precision"] * figures["matches"] for figures in validations]
+    assert outcome == Outcome(finished=True, step=1 + int(np.argmax(right)))
+    assert outcome.step < config.steps
+    assert dataclasses.asdict(validate(network, config, judged, device)) == validations[outcome.step - 1]
+    assert not network.training
+    last = torch.load(tmp_path / CHECKPOINT, weights_only=True)["network"]
+    assert not torch.equal(last["fine_head.weight"], network.state_dict()["fine_head.weight"])
+
+
+def test_an_encoder_needs_photographs_only_where_its_normalization_was_folded(
+    truth: Truth, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def folder(*broken: str) -> Path:
+        """The scene with photographs that nobody can read."""
+        copy = tmp_path / f"scene{len(broken)}"
+        shutil.copytree(truth.folder, copy)
+        for name in broken:
+            (copy / "images" / name).write_bytes(b"no image")
+        return copy
+
+    torch.manual_seed(0)
+    encoder = build_network(ModelConfig(encoder="resnet18")).get_submodule("encoder")
+    state = {re.sub("^first(conv|bn)", r"\g<1>1", name): value for name, value in encoder.state_dict().items()}
+    save_file(state, tmp_path / "whole.safetensors")
+    folded = {name: value for name, value in state.items() if name.endswith("weight") and value.ndim == 4}
+    folded |= {name.replace("weight", "bias"): torch.zeros(len(value)) for name, value in folded.items()}
+    save_file(folded, tmp_path / "folded.safetensors")
+
+    def run(name: str, scene: Path) -> int:
+        command = arguments(scene, tmp_path / f"{name} {scene.name}", "model.encoder=resnet18", steps=1)
+        command[command.index("--from-scratch")] = f"--encoder={tmp_path / name}.safetensors"
+        command.remove("model.encoder=efficientnet_lite0")
+        return main([*command, "--no-tensorboard"])
+
+    def warned() -> list[str]:
+        return [record.message for record in caplog.records if record.name == "capsdesc.training.cli"]
+
+    some_broken, all_broken = folder(truth.names[0]), folder(*truth.names)
+    with caplog.at_level("WARNING", logger="capsdesc.training.cli"):
+        assert run("whole", some_broken) == 0
+        assert warned() == []
+        assert run("folded", some_broken) == 0
+        assert [truth.names[0] in message for message in warned()] == [True]
+    assert run("folded", all_broken) == 1
+    assert "none of 24 photographs can be read" in capsys.readouterr().err
+
+
 def test_training_lowers_the_held_out_error(scene: Scene, tmp_path: Path) -> None:
     held_out = np.arange(len(scene.pairs)) % 4 == 0
     to_train, to_judge = (dataclasses.replace(scene, pairs=scene.pairs[chosen]) for chosen in (~held_out, held_out))
@@ -899,8 +984,10 @@ def test_training_lowers_the_held_out_error(scene: Scene, tmp_path: Path) -> Non
     network = build_network(config.model)
     device = torch.device("cpu")
     before = validate(network, config, judged, device)
-    assert train(config, network, pairs, judged, tmp_path, device=device, workers=0)
+    assert train(config, network, pairs, judged, tmp_path, device=device, workers=0) == Outcome(finished=True, step=70)
     after = validate(network, config, judged, device)
     assert log_rows(tmp_path)[-1]["validation"] == dataclasses.asdict(after)
     assert after.median_px < 0.6 * before.median_px
     assert after.within_3px > before.within_3px + 0.15
+    assert after.surer_median_px < after.median_px
+    assert after.right_matches > 1.2 * before.right_matches

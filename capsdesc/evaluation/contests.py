@@ -21,7 +21,7 @@ from capsdesc.io.images import read_image, to_tensor
 from capsdesc.keypoints import Keypoints, SIFTDetector
 from capsdesc.matching import match
 from capsdesc.models import ModelConfig, build_network
-from capsdesc.models.precision import fastest_dtype
+from capsdesc.models.precision import fastest_dtype, training_format
 from capsdesc.training.config import TrainingConfig
 from capsdesc.training.dataset import Batch, TrainingPair, collate
 from capsdesc.training.loop import make_optimizer, training_step
@@ -68,7 +68,7 @@ def image_of_edge(path: Path | None, edge: int, seed: int) -> Image:
 def save_paper_network(folder: Path, seed: int) -> None:
     """The paper's network with random parameters, where :class:`~capsdesc.CAPSExtractor` can load it."""
     config = ModelConfig.paper()
-    save_pretrained(folder, config, _seeded_network(config, seed).state_dict())
+    save_pretrained(folder, config, seeded_network(config, seed).state_dict())
 
 
 def describe_contests(
@@ -174,7 +174,7 @@ def train_contests(*, pairs: int, width: int, height: int, queries: int, seed: i
         "train",
         f"training step on {pairs} pairs of {width} x {height}, {queries} query points each",
         tuple(
-            Contestant(name, partial(_train, config, pairs, width, height, queries, seed, device))
+            Contestant(name, partial(training_call, config, pairs, width, height, queries, seed, device))
             for name, config in recipes.items()
         ),
         (f"default is {recipes['default'].model.encoder}, caps-paper is {recipes['caps-paper'].model.encoder}.",),
@@ -190,25 +190,59 @@ def synthetic_descriptors(size: int, seed: int) -> tuple[FloatArray, FloatArray]
     return a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True)
 
 
-def synthetic_batch(pairs: int, width: int, height: int, queries: int, seed: int) -> Batch:
-    """Training pairs of random images with random query points, and the fundamental matrices of random poses."""
+def synthetic_batch(pairs: int, width: int, height: int, queries: int, seed: int, keypoints: int = 0) -> Batch:
+    """Training pairs of random images with random query and keypoints, and the fundamental matrices of random poses."""
     rng = np.random.default_rng(seed)
     K = np.array([[width, 0, (width - 1) / 2], [0, width, (height - 1) / 2], [0, 0, 1]])
 
     def pair() -> TrainingPair:
         images = rng.integers(256, size=(2, 3, height, width), dtype=np.uint8)
         R = np.asarray(cv2.Rodrigues(rng.normal(scale=0.1, size=3))[0])
+
+        def points(count: int) -> FloatArray:
+            return rng.uniform((0, 0), (width - 1, height - 1), size=(count, 2)).astype(np.float32)
+
         return TrainingPair(
             image0=images[0],
             image1=images[1],
-            points=rng.uniform((0, 0), (width - 1, height - 1), size=(queries, 2)),
+            points=points(queries),
             valid=np.ones(queries, dtype=bool),
             fundamental=fundamental_from_pose(R, rng.normal(size=3), K, K),
             homography=np.eye(3),
             planar=False,
+            keypoints0=points(keypoints),
+            keypoints1=points(keypoints),
+            detected=(keypoints, keypoints),
         )
 
     return collate([pair() for _ in range(pairs)])
+
+
+def training_call(
+    config: TrainingConfig, pairs: int, width: int, height: int, queries: int, seed: int, device: str
+) -> Call:
+    """An optimizer step of a recipe on a batch of :func:`synthetic_batch`, as a call to be timed."""
+    where = torch.device(device)
+    network = seeded_network(config.model, seed)
+    network = network.to(device=where, memory_format=training_format(where)).train()  # type: ignore[call-overload]
+    return partial(
+        training_step,
+        network,
+        config.model,
+        config.loss,
+        make_optimizer(network, config.optimizer),
+        synthetic_batch(pairs, width, height, queries, seed, config.data.keypoints),
+        where,
+        fastest_dtype(where),
+        config.optimizer,
+    )
+
+
+def seeded_network(config: ModelConfig, seed: int) -> torch.nn.Module:
+    """A config's network, with the same random parameters for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_network(config)
 
 
 def _caps(weights: str | None, device: str) -> CAPSExtractor:
@@ -230,7 +264,10 @@ def _describe(load: Callable[[], Any], image: Image, keypoints: Keypoints) -> Ca
 
 
 def _extract(load: Callable[[], Any], image: Image, max_keypoints: int) -> Call:
-    return partial(load().extract, image, max_keypoints)
+    method = load()
+    if hasattr(method, "extract"):
+        return partial(method.extract, image, max_keypoints)
+    return lambda: method.describe(image, SIFTDetector().detect(image, max_keypoints))
 
 
 def _detect(image: Image, max_keypoints: int) -> Call:
@@ -274,26 +311,3 @@ def _product(a: FloatArray, b: FloatArray, device: str, block: int) -> Call:
             torch.mm(rows[start : start + block], columns.T)
 
     return call
-
-
-def _train(config: TrainingConfig, pairs: int, width: int, height: int, queries: int, seed: int, device: str) -> Call:
-    where = torch.device(device)
-    network = _seeded_network(config.model, seed)
-    network = network.to(device=where, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    return partial(
-        training_step,
-        network,
-        config.model,
-        config.loss,
-        make_optimizer(network, config.optimizer),
-        synthetic_batch(pairs, width, height, queries, seed),
-        where,
-        fastest_dtype(where),
-        config.optimizer,
-    )
-
-
-def _seeded_network(config: ModelConfig, seed: int) -> torch.nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_network(config)

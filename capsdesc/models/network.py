@@ -1,4 +1,7 @@
-"""The two networks: an image in, a coarse (stride 16) and a fine (stride 4) feature map out."""
+"""The two networks: an image in, a coarse (stride 16) and a fine (stride 4) feature map out.
+
+With a reliability head there is a third map: the logit, at stride 4, of a point's being found again.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +35,39 @@ class ConvBlock(nn.Module):
 
 
 class UpConv(nn.Module):
-    """Corner-aligned x2 upsampling, then a :class:`ConvBlock`."""
+    """Corner-aligned x2 upsampling, then a :class:`ConvBlock` of 3 x 3 cells."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv = ConvBlock(inputs, outputs, kernel)
+        self.conv = ConvBlock(inputs, outputs, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            return F.elu(self.conv.bn(_convolve_upsampled(x, self.conv.conv)))
         x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
         out: Tensor = self.conv(x)
         return out
+
+
+def _convolve_upsampled(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 3 x 3 convolution of the corner-aligned x2 upsampling of (B, C, h, w), with a third of the multiplications.
+
+    Both are linear, and upsampling treats all channels alike. So each tap of the kernel mixes channels at the low
+    resolution, and its outcome is upsampled and shifted.
+    """
+    batch, channels, height, width = x.shape
+    taps = conv.weight.permute(3, 0, 2, 1).reshape(-1, channels)
+    mixed = (taps @ x.flatten(2)).reshape(batch, 3, -1, width)
+    wide = torch.stack([mixed[:, tap] @ matrix.T for tap, matrix in enumerate(_upsampled_taps(x, width))]).sum(0)
+    tall = _upsampled_taps(x, height).transpose(0, 1).flatten(1) @ wide.view(batch, -1, 3 * height, 2 * width)
+    return tall if conv.bias is None else tall + conv.bias[:, None, None]
+
+
+def _upsampled_taps(x: Tensor, size: int) -> Tensor:
+    """(3, 2 * size, size) matrices from a line to what each tap of a zero-padded kernel sees of it upsampled."""
+    each = torch.eye(size, dtype=x.dtype, device=x.device)[None]
+    upsampled = F.interpolate(each, scale_factor=2.0, mode="linear", align_corners=True)[0]
+    return F.pad(upsampled, (1, 1)).unfold(1, 2 * size, 1).permute(1, 2, 0)
 
 
 class CAPSNetwork(ResNetEncoder):
@@ -54,9 +80,9 @@ class CAPSNetwork(ResNetEncoder):
         super().__init__(config.encoder)
         stride4, stride8, stride16 = self.channels
         self.conv_coarse = ConvBlock(stride16, config.coarse_dim, 1)
-        self.upconv3 = UpConv(stride16, 512, 3)
+        self.upconv3 = UpConv(stride16, 512)
         self.iconv3 = ConvBlock(stride8 + 512, 512, 3)
-        self.upconv2 = UpConv(512, 256, 3)
+        self.upconv2 = UpConv(512, 256)
         self.iconv2 = ConvBlock(stride4 + 256, 256, 3)
         self.conv_fine = ConvBlock(256, config.fine_dim, 1)
         if config.normalize:
@@ -94,14 +120,18 @@ class CompactNetwork(nn.Module):
         self.smooth4 = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True))
         self.coarse_head = nn.Conv2d(stride16, config.coarse_dim, 1)
         self.fine_head = nn.Conv2d(width, config.fine_dim, 1)
+        if config.reliability:
+            self.reliability_head = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 1, 1))
         if config.normalize:
             self.log_inverse_temperature = nn.Parameter(torch.tensor(LOG_INVERSE_TEMPERATURE))
+        self.has_reliability = config.reliability
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         stride4, stride8, stride16 = self.encoder(image)
         x = self.smooth8(self.lateral8(stride8) + _upsample_exactly(self.lateral16(stride16), stride8))
         x = self.smooth4(self.lateral4(stride4) + _upsample_exactly(x, stride4))
-        return self.coarse_head(stride16), self.fine_head(x)
+        maps = (self.coarse_head(stride16), self.fine_head(x))
+        return (*maps, self.reliability_head(x)) if self.has_reliability else maps
 
 
 def _upsample_exactly(x: Tensor, like: Tensor) -> Tensor:
@@ -134,6 +164,7 @@ def build_network(config: ModelConfig) -> nn.Module:
     """The network of a config, with fresh random parameters.
 
     It takes (B, 3, H, W) images as :func:`normalize_image` makes them, of any size, and returns the coarse
-    (B, coarse_dim, ceil(H / 16), ceil(W / 16)) and the fine (B, fine_dim, ceil(H / 4), ceil(W / 4)) map.
+    (B, coarse_dim, ceil(H / 16), ceil(W / 16)) and the fine (B, fine_dim, ceil(H / 4), ceil(W / 4)) map, and with
+    ``config.reliability`` the (B, 1, ceil(H / 4), ceil(W / 4)) logits of it.
     """
     return CAPSNetwork(config) if config.architecture == "caps" else CompactNetwork(config)

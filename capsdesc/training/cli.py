@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from capsdesc.io.images import find_images, read_image, to_tensor
 from capsdesc.models import ModelConfig, build_network
-from capsdesc.training import prepare
+from capsdesc.training import distributed, monitor, prepare
+from capsdesc.training.checkpoint import LOG
 from capsdesc.training.config import NAMED_CONFIGS, TrainingConfig
 from capsdesc.training.dataset import DataConfig, PairDataset, Scene
-from capsdesc.training.loop import LOG, train
+from capsdesc.training.loop import train
 from capsdesc.training.sources import ColmapSource, read_sources
 from capsdesc.weights import DEFAULT, load_encoder, resolve, save_pretrained
 from capsdesc.weights.card import SceneSummary, model_card, read_licenses
@@ -37,7 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="capsdesc-train",
         description="Train local descriptors from camera poses. Run the same command again to resume. "
-        "'capsdesc-train prepare PHOTOS OUT' makes a scene of photographs.",
+        "'capsdesc-train prepare PHOTOS OUT' makes a scene of photographs. "
+        "'torchrun --nproc-per-node 2 -m capsdesc.training ...' trains on two GPUs.",
     )
     parser.add_argument(
         "scenes",
@@ -77,11 +79,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--licenses", type=Path, metavar="YAML", help="for its card: a line of SCENE: LICENCE for each scene"
     )
     parser.add_argument("--steps", type=int, help="optimizer steps")
-    parser.add_argument("--batch-size", type=int, help="pairs per step")
+    parser.add_argument("--batch-size", type=int, help="pairs per step, of all processes together")
     parser.add_argument("--seed", type=int, help="of data and random parameters")
     parser.add_argument("--max-minutes", type=float, help="stop after this long; the same command goes on")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is one)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that prepare pairs (default: 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that prepare pairs, for each that trains (default: 1)"
+    )
+    parser.add_argument(
+        "--tensorboard",
+        action=argparse.BooleanOptionalAction,
+        help=f"write curves and pictures to OUT/{monitor.FOLDER} (default: if TensorBoard is installed)",
+    )
     return parser
 
 
@@ -101,11 +110,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train as the options say."""
+    """Train as the options say, together with the processes that torchrun started beside this one."""
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with distributed.process_group(device) as own_device:
+        if not distributed.is_main():
+            logging.getLogger("capsdesc").setLevel(logging.ERROR)
+        _run(options, own_device)
+    return 0
+
+
+def _run(options: argparse.Namespace, device: torch.device) -> None:
     config = read_config(options)
     licenses = read_licenses(options.licenses) if options.licenses else {}
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    progress = tqdm(options.scenes, desc="scenes", disable=None)
+    progress = tqdm(options.scenes, desc="scenes", disable=None if distributed.is_main() else True)
     scenes = [scene for path in progress for scene in read_scenes(path, config.data)]
     photographs = [path for folder in options.photographs for path in find_images(folder)]
     scenes, held_out = _held_out(scenes, options.validation, config)
@@ -125,7 +142,7 @@ def run(options: argparse.Namespace) -> int:
     )
     torch.manual_seed(config.seed)
     network = starting_network(options, config.model, training_pairs.photographs)
-    finished = train(
+    outcome = train(
         config,
         network,
         training_pairs,
@@ -134,7 +151,10 @@ def run(options: argparse.Namespace) -> int:
         device=device,
         workers=options.workers,
         max_minutes=options.max_minutes,
+        tensorboard=monitor.is_available() if options.tensorboard is None else options.tensorboard,
     )
+    if not distributed.is_main():
+        return
 
     def summary(scene: Scene) -> SceneSummary:
         return SceneSummary(scene.name, len(scene.photographs), len(scene.pairs), licenses.get(scene.name))
@@ -148,15 +168,15 @@ def run(options: argparse.Namespace) -> int:
         held_out=[summary(scene) for scene in held_out],
         photographs=len(training_pairs.photographs),
         log=[json.loads(row) for row in (options.out / LOG).read_text(encoding="utf-8").splitlines()],
+        step=outcome.step,
         command=[Path(sys.argv[0]).name, *sys.argv[1:]],
         license=options.license,
     )
     save_pretrained(options.out, config.model, network.cpu().state_dict(), card=card)
-    if finished:
+    if outcome.finished:
         logger.info("done: CAPSExtractor(%r) loads the model", str(options.out))
     else:
         logger.info("out of time; run the same command again to go on. The model so far is in %s", options.out)
-    return 0
 
 
 def read_config(options: argparse.Namespace) -> TrainingConfig:
@@ -209,7 +229,11 @@ def starting_network(options: argparse.Namespace, config: ModelConfig, photograp
         return weights.build()
     network = build_network(config)
     encoder = network if config.architecture == "caps" else network.get_submodule("encoder")
-    state = load_encoder(options.encoder, config.encoder, images=_sample_images(photographs))
+    try:
+        state = load_encoder(options.encoder, config.encoder)
+    except ValueError:
+        # Only a ResNet whose batch normalisation was folded away needs photographs. Anything else is refused again.
+        state = load_encoder(options.encoder, config.encoder, images=_sample_images(photographs))
     missing, unexpected = encoder.load_state_dict(state, strict=False)
     decoder_only = {name.split(".")[0] for name in missing} <= DECODER_PARTS
     if unexpected or not decoder_only:
@@ -239,14 +263,19 @@ def _start(options: argparse.Namespace) -> str:
 
 
 def _sample_images(photographs: Sequence[Path], count: int = 24, size: int = 320) -> torch.Tensor:
-    """Centre squares of evenly spaced photographs, for statistics of activations."""
-    chosen = [photographs[k] for k in np.linspace(0, len(photographs) - 1, count).astype(int)]
+    """Centre squares of evenly spaced photographs, for statistics of activations; broken files are left out."""
     squares = []
-    for path in chosen:
-        image = to_tensor(read_image(path))
+    for k in np.unique(np.linspace(0, len(photographs) - 1, count).astype(int)):
+        try:
+            image = to_tensor(read_image(photographs[k]))
+        except (OSError, ValueError) as error:
+            logger.warning("skipped: %s", error)
+            continue
         top, left = ((edge - min(edge, size)) // 2 for edge in image.shape[1:])
         square = image[:, top : top + size, left : left + size]
         squares.append(nn.functional.interpolate(square[None], size=(size, size), mode="area"))
+    if not squares:
+        raise ValueError(f"none of {count} photographs can be read; the encoder needs some for its batch statistics")
     return torch.cat(squares)
 
 

@@ -36,6 +36,8 @@ class OptimizerConfig:
         halve_every: steps between halvings.
         warmup: share of the run in which a one-cycle schedule rises.
         max_gradient_norm: gradients longer than this are shortened to it.
+        only: name of the one part of the network that is trained, such as ``"reliability_head"``; all else stays as it
+            is, statistics included. Empty trains everything.
     """
 
     learning_rate: float = 1e-3
@@ -46,6 +48,7 @@ class OptimizerConfig:
     halve_every: int = 80_000
     warmup: float = 0.1
     max_gradient_norm: float = 1.0
+    only: str = ""
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -66,6 +69,8 @@ class TrainingConfig:
         steps: number of optimizer steps.
         batch_size: pairs per step.
         seed: of the data and of the parameters that start random.
+        ema: decay of the moving average of the weights, which is judged and published; 0 is no average. It begins
+            lower, see :class:`~capsdesc.training.averaging.MovingAverage`.
         precision: of the network: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the hardware has it.
             Losses are always computed in float32.
         validate_every: steps between validations on held-out pairs.
@@ -73,13 +78,14 @@ class TrainingConfig:
         checkpoint_every: steps between checkpoints.
     """
 
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = ModelConfig(fine_dim=127, reliability=True)
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig(contrastive=0.15)
     optimizer: OptimizerConfig = OptimizerConfig()
     steps: int = 1300
     batch_size: int = 4
     seed: int = 0
+    ema: float = 0.999
     precision: str = "auto"
     validate_every: int = 250
     validation_pairs: int = 32
@@ -88,6 +94,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_numbers(self, "steps", "batch_size", "validate_every", "validation_pairs", "checkpoint_every", least=1)
         check_numbers(self, "seed", least=0)
+        check_numbers(self, "ema", least=0, most=1)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
 
@@ -115,6 +122,7 @@ class TrainingConfig:
             ),
             steps=200_000,
             batch_size=6,
+            ema=0.0,
         )
 
     def to_yaml(self) -> str:

@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from capsdesc.geometry import fundamental_from_pose, relative_pose, rotation_error
-from capsdesc.io.colmap import PosedImage, overlap
+from capsdesc.geometry import fundamental_from_pose, relative_pose
+from capsdesc.io.colmap import PosedImage
 from capsdesc.io.images import read_image
+from capsdesc.keypoints import SIFTDetector
 from capsdesc.training.augmentation import AugmentationConfig, augment
 from capsdesc.training.checks import check_numbers
+from capsdesc.training.covisibility import find_pairs
 from capsdesc.training.losses import Supervision
 from capsdesc.training.views import (
     View,
@@ -55,6 +57,7 @@ class DataConfig:
         width: width of the training views in pixels.
         height: height of the training views in pixels.
         queries: query points per pair.
+        keypoints: SIFT keypoints of each view at most, for the loss on how they match.
         sift_share: share of them that are SIFT keypoints; the others are uniform (supplement: 90 %).
         planar_share: share of pairs that are homographies of one photograph.
         min_covisibility: least share of the scene points of the poorer image that both images see.
@@ -72,6 +75,7 @@ class DataConfig:
     width: int = 352
     height: int = 256
     queries: int = 300
+    keypoints: int = 384
     sift_share: float = 0.9
     planar_share: float = 0.5
     min_covisibility: float = 0.15
@@ -88,6 +92,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_numbers(self, "width", "height", least=16)
         check_numbers(self, "queries", least=4)
+        check_numbers(self, "keypoints", least=0)
         check_numbers(self, "sift_share", "planar_share", "min_covisibility", least=0, most=1)
         check_numbers(self, "min_rotation", "max_rotation", least=0, most=180)
         check_numbers(self, "max_zoom", least=0.01)
@@ -104,7 +109,10 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingPair:
-    """One sample: two (3, h, w) uint8 views and, for N query points of the first, where they lie in the second."""
+    """One sample: two (3, h, w) uint8 views and, for N query points of the first, where they lie in the second.
+
+    The keypoints are those that a detector finds in each view; of the K rows the first ``detected`` are filled.
+    """
 
     image0: Array
     image1: Array
@@ -113,6 +121,9 @@ class TrainingPair:
     fundamental: Array
     homography: Array
     planar: bool
+    keypoints0: Array
+    keypoints1: Array
+    detected: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,6 +141,10 @@ def collate(pairs: Sequence[TrainingPair]) -> Batch:
     def stack(name: str, dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(np.stack([getattr(pair, name) for pair in pairs])).to(dtype)
 
+    def detected(view: int) -> Tensor:
+        filled = [np.arange(len(pair.keypoints0)) < pair.detected[view] for pair in pairs]
+        return torch.from_numpy(np.stack(filled))
+
     return Batch(
         images0=stack("image0", torch.uint8),
         images1=stack("image1", torch.uint8),
@@ -139,6 +154,10 @@ def collate(pairs: Sequence[TrainingPair]) -> Batch:
             fundamental=stack("fundamental", torch.float32),
             homography=stack("homography", torch.float32),
             planar=stack("planar", torch.bool),
+            keypoints0=stack("keypoints0", torch.float32),
+            keypoints1=stack("keypoints1", torch.float32),
+            detected0=detected(0),
+            detected1=detected(1),
         ),
     )
 
@@ -162,16 +181,7 @@ class Scene:
 
 def covisible_pairs(photographs: Sequence[PosedImage], config: DataConfig) -> Array:
     """(P, 2) indices i < j of photographs that overlap and differ as the config asks (supplement)."""
-    pairs = []
-    for i, first in enumerate(photographs):
-        for j in range(i + 1, len(photographs)):
-            second = photographs[j]
-            share = overlap(first, second)
-            if share == 0 or share < config.min_covisibility:
-                continue
-            if config.min_rotation <= rotation_error(first.R, second.R) <= config.max_rotation:
-                pairs.append((i, j))
-    return np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+    return find_pairs(photographs, config.min_covisibility, config.min_rotation, config.max_rotation)
 
 
 class PairDataset(Dataset[TrainingPair]):
@@ -331,20 +341,37 @@ class PairDataset(Dataset[TrainingPair]):
         uniform_share = round(config.queries * (1 - config.sift_share))
         head, tail = candidates[: config.queries - uniform_share], candidates[config.queries - uniform_share :]
         chosen = np.concatenate([head, tail[::-1][: config.queries - len(head)]])
-        points = np.zeros((config.queries, 2))
-        points[: len(chosen)] = chosen
         images = [view.image for view in views]
         if config.augmentation is not None:
             images = [augment(rng, image, config.augmentation) for image in images]
+        # Of the views as the network sees them: blur and noise decide what a detector finds.
+        found = [_detect(image, view.valid, config.keypoints) for image, view in zip(images, views, strict=True)]
         return TrainingPair(
             image0=np.ascontiguousarray(images[0].transpose(2, 0, 1)),
             image1=np.ascontiguousarray(images[1].transpose(2, 0, 1)),
-            points=points,
+            points=_padded(chosen, config.queries),
             valid=np.arange(config.queries) < len(chosen),
             fundamental=fundamental,
             homography=homography,
             planar=planar,
+            keypoints0=_padded(found[0], config.keypoints),
+            keypoints1=_padded(found[1], config.keypoints),
+            detected=(len(found[0]), len(found[1])),
         )
+
+
+def _detect(image: Array, valid: Array, count: int) -> Array:
+    """(N, 2) SIFT keypoints of a view, at most ``count``."""
+    if count == 0:
+        return np.zeros((0, 2))
+    return np.asarray(SIFTDetector(contrast_threshold=0.01).detect(image, count, valid).points)
+
+
+def _padded(rows: Array, count: int) -> Array:
+    """(N, 2) rows, filled up with zeros to (count, 2)."""
+    padded = np.zeros((count, 2))
+    padded[: len(rows)] = rows
+    return padded
 
 
 def _inside(points: Array, size: tuple[int, int]) -> Array:

@@ -1,4 +1,8 @@
-"""The losses of the paper: epipolar and cycle, weighted by the matcher's own certainty (section 3.1 and 3.2)."""
+"""The losses of the paper and two of our own.
+
+The paper's are epipolar and cycle, weighted by the matcher's own certainty (section 3.1 and 3.2). Ours are about the
+descriptors themselves: in homography pairs right answers are known exactly, in posed ones up to a line.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,10 @@ class LossConfig:
         contrastive: weight of the dual-softmax loss on the descriptors of known correspondences. Only homography pairs
             have them, and the paper has no such loss.
         contrastive_radius: other points closer than this to the right one, in pixels, are no wrong answers.
+        matching: weight of the loss on how keypoints detected in both images match. The paper has no such loss.
+        matching_radius: matches within this distance, in pixels, of the right place or the epipolar line are right.
+        wrong_radius: matches farther than this are wrong; those between count as neither.
+        reliability: weight of the loss on the network's guess which keypoints are found again.
         max_epipolar_coarse: coarse matches farther than this share of the shorter edge from the line are left out.
         max_epipolar_fine: likewise fine matches.
         max_coarse_for_fine: fine matches whose coarse match is farther than this share from the line are left out.
@@ -39,6 +47,10 @@ class LossConfig:
     cycle_fine: float = 0.1
     contrastive: float = 0.0
     contrastive_radius: float = 4.0
+    matching: float = 0.0
+    matching_radius: float = 3.0
+    wrong_radius: float = 5.0
+    reliability: float = 0.0
     max_epipolar_coarse: float = 0.5
     max_epipolar_fine: float = 0.5
     max_coarse_for_fine: float = 0.125
@@ -59,6 +71,10 @@ class Supervision:
         fundamental: (B, 3, 3) of unit norm, x1^T F x0 = 0; read where ``planar`` is False.
         homography: (B, 3, 3), x1 ~ H x0; read where ``planar`` is True.
         planar: (B,) bool; whether the pair is related by a homography and the exact place is known.
+        keypoints0: (B, K, 2) keypoints that a detector finds in image 0, pixels; K may be 0.
+        keypoints1: (B, K, 2) likewise in image 1.
+        detected0: (B, K) bool; False is padding.
+        detected1: (B, K) likewise of image 1.
     """
 
     points: Tensor
@@ -66,6 +82,10 @@ class Supervision:
     fundamental: Tensor
     homography: Tensor
     planar: Tensor
+    keypoints0: Tensor
+    keypoints1: Tensor
+    detected0: Tensor
+    detected1: Tensor
 
     def to(self, device: torch.device | str) -> Supervision:
         """The same on a device."""
@@ -171,6 +191,10 @@ def caps_loss(
     parts = {name: certainty_weighted_mean(*term) / longer for name, term in terms.items()}
     if config.contrastive:
         parts["contrastive"] = contrastive_loss(features0, features1, supervision, config.contrastive_radius)
+    if config.matching:
+        parts["matching"] = matching_loss(features0, features1, supervision, config)
+    if config.reliability:
+        parts["reliability"] = reliability_loss(features0, features1, supervision, config.matching_radius)
     loss = torch.stack([getattr(config, name) * part for name, part in parts.items()]).sum()
     median = error_fine.detach()[valid].median() if bool(valid.any()) else error_fine.new_tensor(torch.nan)
     return {"loss": loss, **parts, "median_px": median}
@@ -202,8 +226,8 @@ def contrastive_loss(
     inside = ((partners >= 0) & (partners <= partners.new_tensor([width - 1, height - 1]))).all(-1)
     keep = supervision.valid & supervision.planar[:, None] & inside
     partners = torch.where(keep[..., None], partners, torch.zeros_like(partners))
-    a = F.normalize(features0.describe(supervision.points), dim=-1)
-    b = F.normalize(features1.describe(partners), dim=-1)
+    a = F.normalize(features0.without_reliability().describe(supervision.points), dim=-1)
+    b = F.normalize(features1.without_reliability().describe(partners), dim=-1)
     logits = inverse_temperature * a @ b.transpose(1, 2)
     with torch.no_grad():
         same = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
@@ -212,3 +236,100 @@ def contrastive_loss(
     logits = logits.masked_fill(ignored, -torch.inf)
     wrong = -(logits.log_softmax(1) + logits.log_softmax(2)).diagonal(dim1=1, dim2=2) / 2
     return torch.where(keep, wrong, torch.zeros_like(wrong)).sum() / keep.sum().clamp_min(1)
+
+
+def matching_loss(
+    features0: DenseFeatures,
+    features1: DenseFeatures,
+    supervision: Supervision,
+    config: LossConfig,
+    inverse_temperature: float = 30.0,
+) -> Tensor:
+    """How keypoints that were detected in each image by itself match, as a user matches them.
+
+    The probability that two keypoints are each other's nearest is relaxed to the product of both softmaxes (LoFTR, Sun
+    et al. 2021). It should be large between keypoints within ``matching_radius`` and small between those farther apart
+    than ``wrong_radius``. Above all, a keypoint that was not found again in the other image should match nothing: these
+    make most of the wrong matches in practice, and no loss on known correspondences ever sees them.
+
+    In posed pairs distances are to the epipolar line. On a line there is a choice, so keypoints are drawn there only as
+    far as they already match near it rather than elsewhere.
+
+    Args:
+        features0: maps of the first images.
+        features1: maps of the second images.
+        supervision: keypoints and what is known of the pairs.
+        config: radii.
+        inverse_temperature: factor on the cosines.
+
+    Returns:
+        A scalar; zero without keypoints.
+    """
+    keypoints0, keypoints1 = supervision.keypoints0, supervision.keypoints1
+    both = supervision.detected0[:, :, None] & supervision.detected1[:, None, :]
+    a = F.normalize(features0.without_reliability().describe(keypoints0), dim=-1)
+    b = F.normalize(features1.without_reliability().describe(keypoints1), dim=-1)
+    logits = (inverse_temperature * a @ b.transpose(1, 2)).masked_fill(~both, -1e4)
+    log_mutual = logits.log_softmax(1) + logits.log_softmax(2)
+    with torch.no_grad():
+        lines = homogeneous(keypoints0) @ supervision.fundamental.transpose(1, 2)
+        to_line = (lines @ homogeneous(keypoints1).transpose(1, 2)).abs()
+        to_line /= lines[..., :2].norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        to_place = torch.cdist(transfer(keypoints0, supervision.homography), keypoints1)
+        planar = supervision.planar[:, None, None]
+        distance = torch.where(planar, to_place, to_line)
+        right = both & (distance <= config.matching_radius)
+        wrong = both & (distance > config.wrong_radius)
+        findable = right.any(2)
+    log_right = log_mutual.masked_fill(~right, -1e4).logsumexp(2)
+    chance_wrong = torch.where(wrong, log_mutual.exp(), torch.zeros_like(logits)).sum(2)
+    with torch.no_grad():
+        chance_right = log_right.exp()
+        share = chance_right / (chance_right + chance_wrong).clamp_min(1e-12)
+        pull = torch.where(planar[:, :, 0], findable.float(), findable * share)
+    drawn = (pull * -log_right).sum() / pull.sum().clamp_min(1)
+    # Away from 1, where the gradient has no bound.
+    avoided = -torch.log1p(-chance_wrong.clamp_max(0.99))
+    detected = supervision.detected0
+    return drawn + torch.where(detected, avoided, torch.zeros_like(avoided)).sum() / detected.sum().clamp_min(1)
+
+
+def reliability_loss(
+    features0: DenseFeatures, features1: DenseFeatures, supervision: Supervision, radius: float
+) -> Tensor:
+    """How well the network tells which keypoints of an image are found again in another; over the homography pairs.
+
+    Cross entropy. Keypoints whose place is not in the other image say nothing about it and are left out.
+
+    Args:
+        features0: maps of the first images, with a reliability.
+        features1: maps of the second images, with a reliability.
+        supervision: keypoints; only planar pairs count.
+        radius: a keypoint is found again where the other image has one within this distance of its place, in pixels of
+            image 1.
+
+    Returns:
+        A scalar; zero when no pair is planar.
+
+    Raises:
+        ValueError: the features have no reliability.
+    """
+    if features0.reliability is None or features1.reliability is None:
+        raise ValueError("the reliability loss needs a network with a reliability head: set model.reliability")
+    keypoints0, keypoints1 = supervision.keypoints0, supervision.keypoints1
+    both = supervision.detected0[:, :, None] & supervision.detected1[:, None, :]
+    near = both & (torch.cdist(transfer(keypoints0, supervision.homography), keypoints1) <= radius)
+    total, count = keypoints0.new_zeros(()), keypoints0.new_zeros(())
+    backwards = supervision.homography.inverse()
+    for reliability, other, keypoints, detected, homography, found in (
+        (features0.reliability, features1, keypoints0, supervision.detected0, supervision.homography, near.any(2)),
+        (features1.reliability, features0, keypoints1, supervision.detected1, backwards, near.any(1)),
+    ):
+        places = transfer(keypoints, homography)
+        last = places.new_tensor(other.image_size) - 1
+        keep = detected & supervision.planar[:, None] & ((places >= 0) & (places <= last)).all(-1)
+        logits = reliability.sample(keypoints)[..., 0]
+        wrong = F.binary_cross_entropy_with_logits(logits, found.to(logits.dtype), reduction="none")
+        total = total + torch.where(keep, wrong, torch.zeros_like(wrong)).sum()
+        count = count + keep.sum()
+    return total / count.clamp_min(1)

@@ -43,6 +43,7 @@ def model_card(
     held_out: Sequence[SceneSummary],
     photographs: int,
     log: Sequence[Mapping[str, Any]],
+    step: int,
     command: Sequence[str],
     license: str | None = None,
 ) -> str:
@@ -57,6 +58,7 @@ def model_card(
         held_out: judged on. Those of the same names as trained ones had pairs held out.
         photographs: how many photographs homographies were drawn from.
         log: rows of ``log.jsonl``, in order.
+        step: the step that the weights are of.
         command: the program and its arguments.
         license: the model's own, as the hub abbreviates it, for example ``"mit"``.
 
@@ -79,7 +81,7 @@ def model_card(
             "",
             "## How good it is",
             "",
-            *_figures(log, scenes, held_out),
+            *_figures(log, step, scenes, held_out),
             "",
             "## What it may be bad at",
             "",
@@ -146,7 +148,8 @@ def _training(
         f"- **Supervision**: camera poses; {pairs}.",
         f"- **Training**: {steps} of {settings['batch_size']} pairs, views of {data['width']} x {data['height']}, "
         f"learning rate {optimizer['learning_rate']:g} ({optimizer['schedule']}), precision {settings['precision']}, "
-        f"seed {settings['seed']}; {minutes:.3g} minutes of computing.",
+        f"seed {settings['seed']}; {minutes:.3g} minutes of computing."
+        + (f" The weights are a moving average (decay {settings['ema']:g})." if settings["ema"] else ""),
         "- **All settings** are in `training.yaml`, every step in `log.jsonl`. The command:",
         "",
         "```",
@@ -156,32 +159,44 @@ def _training(
 
 
 def _figures(
-    log: Sequence[Mapping[str, Any]], scenes: Sequence[SceneSummary], held_out: Sequence[SceneSummary]
+    log: Sequence[Mapping[str, Any]], step: int, scenes: Sequence[SceneSummary], held_out: Sequence[SceneSummary]
 ) -> list[str]:
     validated = [row for row in log if "validation" in row]
     if not validated:
         return ["It was not judged: no pair was held out, or no validation came before the end."]
-    last, best = validated[-1], min(validated, key=lambda row: float(row["validation"]["median_px"]))
+    last = validated[-1]
+    chosen = [row for row in validated if row["step"] == step and row is not last]
     shared = {scene.name for scene in scenes} & {scene.name for scene in held_out if scene.pairs}
     return [
-        f"Distance from where a point is found to its epipolar line, on {last['validation']['pairs']} held-out pairs"
+        f"Measured on {last['validation']['pairs']} held-out pairs"
         + (
             ". They show scenes that it was trained on, through other pairs: on new scenes expect less."
             if shared
             else " of scenes that it was never trained on."
         ),
         "",
-        "| validation | step | median error (px) | points within 3 px |",
-        "| --- | --- | --- | --- |",
-        *(
-            f"| {which} | {row['step']} | {row['validation']['median_px']:.2f} "
-            f"| {100 * row['validation']['within_3px']:.1f} % |"
-            for which, row in (("last", last), ("best", best))
-        ),
+        "| validation | step | median error (px) | surer half (px) | within 3 px | matches | right |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(_judgement("chosen", row) for row in chosen),
+        _judgement("last", last),
         "",
-        f"The weights are those of step {log[-1]['step']}, whichever validation was the best. A point near its line is "
-        "not yet the right point: these figures compare runs on the same data, and nothing else.",
+        "Errors are distances from where a point is found by the coarse-to-fine search to its epipolar line, over all "
+        "points and over the half that the search is surest of. Matches are mutual nearest neighbours among the SIFT "
+        "keypoints of a pair, right those within 3 px of their line. A point near its line is not yet the right point: "
+        "these figures compare runs on the same data, and nothing else.",
+        "",
+        f"The weights are those of step {step}: of all validations and the last step, what had the most right matches "
+        "was kept.",
     ]
+
+
+def _judgement(name: str, row: Mapping[str, Any]) -> str:
+    """A validation as a line of the table."""
+    figures = row["validation"]
+    return (
+        f"| {name} | {row['step']} | {figures['median_px']:.2f} | {figures['surer_median_px']:.2f} "
+        f"| {100 * figures['within_3px']:.1f} % | {figures['matches']:.1f} | {100 * figures['match_precision']:.1f} % |"
+    )
 
 
 def _limits(settings: Mapping[str, Any], scenes: Sequence[SceneSummary]) -> list[str]:
