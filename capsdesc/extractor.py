@@ -79,6 +79,9 @@ class CAPSExtractor:
             ``torch.float16``. Descriptors are always float32.
         max_size: images with a longer edge are shrunk to this many pixels for the network. Coordinates always refer to
             the image as given.
+        reliability: whether descriptors say, by their last coordinate, how likely a point is to be found again, where
+            the model has that; see :meth:`capsdesc.models.DenseFeatures.describe`. It keeps points without a partner
+            from matching. Without it descriptors are shorter by one and only tell what a point looks like.
 
     Raises:
         FileNotFoundError, ValueError, ConnectionError: the weights cannot be had; see :func:`capsdesc.weights.resolve`.
@@ -93,8 +96,9 @@ class CAPSExtractor:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         max_size: int | None = None,
+        reliability: bool = True,
     ) -> None:
-        self._set_up(resolve(weights), detector, device, dtype, max_size)
+        self._set_up(resolve(weights), detector, device, dtype, max_size, reliability)
 
     @classmethod
     def from_pretrained(
@@ -109,6 +113,7 @@ class CAPSExtractor:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         max_size: int | None = None,
+        reliability: bool = True,
     ) -> CAPSExtractor:
         """An extractor with weights from the Hugging Face hub, with the hub's own options.
 
@@ -122,12 +127,13 @@ class CAPSExtractor:
             device: where the network runs.
             dtype: what the network computes in.
             max_size: longest edge the network sees.
+            reliability: whether descriptors say how likely a point is to be found again.
         """
         extractor = cls.__new__(cls)
         resolved = resolve(
             weights, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
         )
-        extractor._set_up(resolved, detector, device, dtype, max_size)
+        extractor._set_up(resolved, detector, device, dtype, max_size, reliability)
         return extractor
 
     def _set_up(
@@ -137,6 +143,7 @@ class CAPSExtractor:
         device: torch.device | str | None,
         dtype: torch.dtype | None,
         max_size: int | None,
+        reliability: bool,
     ) -> None:
         if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
             raise ValueError(f"dtype is {dtype}; expected torch.float32, torch.bfloat16 or torch.float16")
@@ -148,6 +155,7 @@ class CAPSExtractor:
         self.device = _usable_device(device)
         self.dtype = dtype or torch.float32
         self.max_size = max_size
+        self.reliability = bool(reliability) and weights.config.reliability
         network = weights.build()
         self._inverse_temperatures = tuple(float(value.detach()) for value in inverse_temperatures(network))
         self._network = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -158,7 +166,7 @@ class CAPSExtractor:
     @property
     def descriptor_dim(self) -> int:
         """D, the length of a descriptor."""
-        return self.config.descriptor_dim
+        return self.config.descriptor_dim - (self.config.reliability and not self.reliability)
 
     @overload
     def describe(
@@ -348,6 +356,8 @@ class CAPSExtractor:
             torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
         ):
             dense = dense_features(self._network, self.config, images)
+        if not self.reliability:
+            dense = dense.without_reliability()
         resize = (dense.image_size[0] / width, dense.image_size[1] / height)
         return dense.seen_at(resize, (width, height))
 

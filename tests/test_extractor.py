@@ -22,7 +22,8 @@ from torch import Tensor
 
 import capsdesc
 from capsdesc import CAPSExtractor, Keypoints, match
-from capsdesc.models import FeatureMap, ModelConfig
+from capsdesc.models import FeatureMap, ModelConfig, build_network
+from capsdesc.weights import save_pretrained
 
 Pixels = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
@@ -801,6 +802,25 @@ def test_unknown_weights_are_refused(weights: Any, error: type[Exception]) -> No
 
 
 # Where the weights come from
+
+
+def test_descriptors_without_reliability_tell_what_a_point_looks_like(photo: Pixels, tmp_path: Path) -> None:
+    config = ModelConfig(fine_dim=15, reliability=True)
+    save_pretrained(tmp_path, config, build_network(config).state_dict())
+    some = np.array([[10.0, 20.0], [33.5, 41.0]])
+    plain = CAPSExtractor(tmp_path, reliability=False)
+    full = CAPSExtractor(tmp_path)
+    assert (full.descriptor_dim, plain.descriptor_dim) == (128 + 15 + 1, 128 + 15)
+    with_it, without = described(full, photo, some), described(plain, photo, some)
+    np.testing.assert_allclose(np.linalg.norm(with_it, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(without, axis=1), 1, atol=1e-6)
+    looks = with_it[:, :-1] / np.linalg.norm(with_it[:, :-1], axis=1, keepdims=True)
+    np.testing.assert_allclose(looks, without, atol=1e-6)
+    # A model that has none has none.
+    bare = ModelConfig(fine_dim=15)
+    save_pretrained(tmp_path / "bare", bare, build_network(bare).state_dict())
+    assert not CAPSExtractor(tmp_path / "bare").reliability
+    assert CAPSExtractor(tmp_path / "bare", reliability=False).descriptor_dim == 128 + 15
 
 
 def test_what_an_extractor_says_of_itself(model_folders: Mapping[str, Path]) -> None:

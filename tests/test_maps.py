@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -215,3 +216,28 @@ def test_samples_are_differentiable_in_points_and_values() -> None:
         return FeatureMap(values, (3.1, 4.3), (0.4, -0.2)).sample(points)
 
     assert torch.autograd.gradcheck(sample, (values, points))
+
+
+def test_reliability_turns_descriptors_away_from_what_can_be_matched() -> None:
+    rng = np.random.default_rng(5)
+    coarse, fine, logits = (
+        torch.from_numpy(rng.normal(size=(1, channels, rows, columns)))
+        for channels, rows, columns in ((6, 4, 5), (7, 16, 20), (1, 16, 20))
+    )
+    plain = DenseFeatures(
+        FeatureMap(coarse, (16.0, 16.0)), FeatureMap(fine, (4.0, 4.0)), image_size=(80, 64), normalized=True
+    )
+    dense = dataclasses.replace(plain, reliability=FeatureMap(logits, (4.0, 4.0)))
+    # On cells of the fine map, where nothing is interpolated.
+    cells = rng.integers((0, 0), (20, 16), size=(30, 2))
+    points = torch.from_numpy(4.0 * cells)[None]
+
+    with_reliability, without = dense.describe(points)[0].numpy(), plain.describe(points)[0].numpy()
+    r = 1 / (1 + np.exp(-logits[0, 0].numpy()[cells[:, 1], cells[:, 0]]))
+    np.testing.assert_allclose(with_reliability[:, :-1], np.sqrt(r)[:, None] * without, atol=1e-12)
+    np.testing.assert_allclose(with_reliability[:, -1], np.sqrt(1 - r), atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(with_reliability, axis=1), 1)
+    np.testing.assert_array_equal(dense.without_reliability().describe(points)[0].numpy(), without)
+
+    halves = dense.split(1)[0].seen_at((2.0, 2.0), (40, 32))
+    np.testing.assert_allclose(halves.describe((points + 0.5) / 2 - 0.5)[0].numpy(), with_reliability, atol=1e-9)

@@ -727,7 +727,13 @@ def finished_run(truth: Truth, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_a_run_leaves_a_model_a_log_and_its_settings(finished_run: Path) -> None:
     weights = resolve(str(finished_run))
     assert weights.config == ModelConfig(
-        encoder="efficientnet_lite0", decoder_dim=16, coarse_dim=16, fine_dim=16, normalize=True, sampling="stride"
+        encoder="efficientnet_lite0",
+        decoder_dim=16,
+        coarse_dim=16,
+        fine_dim=16,
+        normalize=True,
+        reliability=True,
+        sampling="stride",
     )
     config = TrainingConfig.from_yaml((finished_run / CONFIG).read_text())
     assert (config.steps, config.batch_size, config.data.size) == (STEPS, 2, (96, 64))
@@ -735,9 +741,9 @@ def test_a_run_leaves_a_model_a_log_and_its_settings(finished_run: Path) -> None
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert [row["step"] for row in rows if "validation" in row] == [4, 8]
     for row in rows:
-        names = ("epipolar_coarse", "epipolar_fine", "cycle_coarse", "cycle_fine", "contrastive")
-        parts = [row[name] for name in names]
-        assert row["loss"] == pytest.approx(np.dot([1, 1, 0.1, 0.1, 0.15], parts), abs=2e-4)
+        weighted = {"epipolar_coarse": 1, "epipolar_fine": 1, "cycle_coarse": 0.1, "cycle_fine": 0.1}
+        weighted |= {"contrastive": 0.3, "matching": 0.3, "reliability": 0.3}
+        assert row["loss"] == pytest.approx(sum(weight * row[name] for name, weight in weighted.items()), abs=2e-4)
     checkpoint = torch.load(finished_run / CHECKPOINT, weights_only=True)
     assert checkpoint["step"] == STEPS
     best = load_file(finished_run / BEST)
@@ -829,6 +835,20 @@ def test_fine_tuning_starts_from_the_weights(
     command[command.index("-o") + 1] = str(tmp_path / "other")
     assert main(command) == 1
     assert "another network" in capsys.readouterr().err
+
+
+def test_one_part_alone_is_trained_and_all_else_stays(
+    truth: Truth, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = arguments(truth.folder, out, "optimizer.only=reliability_head", "data.planar_share=1")
+    command.remove("--from-scratch")
+    assert main([*command, "--weights", str(finished_run)]) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (finished_run, out))
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"reliability_head"}
+
+    command = arguments(truth.folder, tmp_path / "other", "optimizer.only=tail")
+    assert "optimizer.only is 'tail'; expected a part of the network: encoder" in fails(command, capsys)
 
 
 def test_scenes_to_judge_on_and_more_photographs(truth: Truth, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ class TrainingConfig:
 
     model: ModelConfig = ModelConfig(fine_dim=127, reliability=True)
     data: DataConfig = DataConfig()
-    loss: LossConfig = LossConfig(contrastive=0.15)
+    loss: LossConfig = LossConfig(contrastive=0.3, matching=0.3, reliability=0.3)
     optimizer: OptimizerConfig = OptimizerConfig()
     steps: int = 1300
     batch_size: int = 4
