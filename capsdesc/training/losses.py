@@ -33,7 +33,7 @@ class LossConfig:
         matching: weight of the loss on how keypoints detected in both images match. The paper has no such loss.
         matching_radius: matches within this distance, in pixels, of the right place or the epipolar line are right.
         wrong_radius: matches farther than this are wrong; those between count as neither.
-        reliability: weight of the loss on the network's guess which keypoints are found again.
+        reliability: weight of the loss on the network's guess which keypoints are found again, where it makes one.
         max_epipolar_coarse: coarse matches farther than this share of the shorter edge from the line are left out.
         max_epipolar_fine: likewise fine matches.
         max_coarse_for_fine: fine matches whose coarse match is farther than this share from the line are left out.
@@ -193,7 +193,7 @@ def caps_loss(
         parts["contrastive"] = contrastive_loss(features0, features1, supervision, config.contrastive_radius)
     if config.matching:
         parts["matching"] = matching_loss(features0, features1, supervision, config)
-    if config.reliability:
+    if config.reliability and features0.reliability is not None:
         parts["reliability"] = reliability_loss(features0, features1, supervision, config.matching_radius)
     loss = torch.stack([getattr(config, name) * part for name, part in parts.items()]).sum()
     median = error_fine.detach()[valid].median() if bool(valid.any()) else error_fine.new_tensor(torch.nan)
