@@ -132,7 +132,7 @@ def _as_tensor(descriptors: Descriptors, name: str) -> tuple[Tensor, bool]:
 def _agreeing_views(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """(N, D) and (M, D) descriptors of the views of each, (..., N, D) and (..., M, D), that go together best.
 
-    Under the right views many nearest neighbours are much nearer than the second nearest ones, under wrong ones few
+    Under the right views many mutual nearest neighbours are much nearer than the second nearest, under wrong ones few
     are. It is enough to turn one image, and to shrink one.
     """
     if a.ndim == 2 and b.ndim == 2:
@@ -153,12 +153,15 @@ def _agreeing_views(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _distinctiveness(a: Tensor, b: Tensor) -> float:
-    """Sum over the rows of a of (1 - d1 / d2)^2 for the distances to their two nearest rows of b."""
+    """Sum over mutual nearest neighbours of (1 - d1 / d2)^2 for the distances to the two nearest rows of b.
+
+    Only mutual ones: where nothing matches, many rows of a may share a nearest neighbour, nearer than all others.
+    """
     if len(b) < 2:
         return 0.0
-    neighbours, _ = _nearest(a, b, 2)
+    neighbours, is_mutual = _nearest(a, b, 2)
     first, second = (torch.linalg.vector_norm(a - b[neighbours[:, k]], dim=1) for k in range(2))
-    return float((1 - first / second.clamp_min(1e-12)).square().sum())
+    return float((1 - first / second.clamp_min(1e-12)).square()[is_mutual].sum())
 
 
 def _match(
