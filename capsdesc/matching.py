@@ -1,5 +1,6 @@
 """Descriptors to matches: exact nearest neighbours under the Euclidean distance, in bounded memory."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -26,6 +27,8 @@ class HasDescriptors(Protocol):
 
 
 Descriptors: TypeAlias = npt.NDArray[Any] | Tensor | HasDescriptors
+# Turn and zoom of the first image's view, turn and zoom of the second's.
+_Views: TypeAlias = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,23 +136,27 @@ def _agreeing_views(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """(N, D) and (M, D) descriptors of the views of each, (..., N, D) and (..., M, D), that go together best.
 
     Under the right views many mutual nearest neighbours are much nearer than the second nearest, under wrong ones few
-    are. It is enough to turn one image, and to shrink one.
+    are. It is enough to turn one image, and to shrink one; then the last turn of the other, half a step, may fit better.
     """
     if a.ndim == 2 and b.ndim == 2:
         return a, b
-    views_a = a[0] if a.ndim == 4 else a[None]
+    views_a = a if a.ndim == 4 else a[None, None]
     views_b = b if b.ndim == 4 else b[None, None]
     if a.shape[-2] == 0 or b.shape[-2] == 0:
-        return views_a[0], views_b[0, 0]
+        return views_a[0, 0], views_b[0, 0]
     sample = slice(None, None, max(1, a.shape[-2] // _VIEW_SAMPLE))
-    best, found = -1.0, (views_a[0], views_b[0, 0])
-    for zoom_a, one in enumerate(views_a):
-        for zoom_b in range(views_b.shape[1] if zoom_a == 0 else 1):
-            for other in views_b[:, zoom_b]:
-                distinctiveness = _distinctiveness(one[sample], other)
-                if distinctiveness > best:
-                    best, found = distinctiveness, (one, other)
-    return found
+
+    def best(pairs: Iterable[_Views]) -> tuple[float, _Views]:
+        rated = ((_distinctiveness(views_a[i, k][sample], views_b[j, m]), (i, k, j, m)) for i, k, j, m in pairs)
+        return max(rated, key=lambda pair: pair[0])
+
+    turns, zooms_b, zooms_a = range(len(views_b)), range(views_b.shape[1]), range(1, views_a.shape[1])
+    zooms = [*((0, zoom_b) for zoom_b in zooms_b), *((zoom_a, 0) for zoom_a in zooms_a)]
+    rating, found = best((0, zoom_a, turn, zoom_b) for zoom_a, zoom_b in zooms for turn in turns)
+    if len(views_a) > 1:
+        rating_between, found_between = best((len(views_a) - 1, found[1], turn, found[3]) for turn in turns)
+        found = found_between if rating_between > rating else found
+    return views_a[found[0], found[1]], views_b[found[2], found[3]]
 
 
 def _distinctiveness(a: Tensor, b: Tensor) -> float:

@@ -58,29 +58,35 @@ def test_describing_for_any_orientation_begins_with_the_upright_descriptors(caps
     any_way = caps.describe(image, points, orientation="any")
     assert any_way.shape == (len(TURNS), len(ZOOMS), 2, caps.descriptor_dim)
     np.testing.assert_allclose(any_way[0, 0], caps.describe(image, points), atol=1e-6)
-    assert caps.describe(image, points[:0], orientation="any").shape == (8, 3, 0, caps.descriptor_dim)
+    assert caps.describe(image, points[:0], orientation="any").shape == (9, 3, 0, caps.descriptor_dim)
     both = caps.describe([image, image], [points, points[:1]], orientation="any")
     np.testing.assert_allclose(both[0], any_way, atol=1e-6)
     with pytest.raises(ValueError, match="orientation is 'sideways'; expected one of 'upright', 'any'"):
         caps.describe(image, points, orientation="sideways")  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize(("zoom_a", "turn", "zoom_b"), [(0, 3, 0), (0, 5, 2), (1, 0, 0)])
-def test_the_views_that_go_together_are_matched(zoom_a: int, turn: int, zoom_b: int) -> None:
+@pytest.mark.parametrize(("zoom_a", "turn", "zoom_b"), [(0, 3, 0), (0, 5, 2), (1, 0, 0), (2, 8, 0)])
+@pytest.mark.parametrize("half_step", [False, True])
+def test_the_views_that_go_together_are_matched(zoom_a: int, turn: int, zoom_b: int, half_step: bool) -> None:
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 8, 3, 80, 16))
+    a, b = rng.normal(size=(2, 9, 3, 80, 16))
     order = rng.permutation(80)
-    b[turn, zoom_b] = (a[0, zoom_a] + 0.1 * rng.normal(size=(80, 16)))[order]
+    b[turn, zoom_b] = (a[0, zoom_a] + 0.5 * rng.normal(size=(80, 16)))[order]
+    turn_a = 0
+    if half_step:  # both sides seen under turns that agree still better
+        turn_a, turn = 8, 4
+        b[turn, zoom_b] = (a[turn_a, zoom_a] + 0.1 * rng.normal(size=(80, 16)))[order]
     matches = match(a, b)
     assert len(matches) == 80
     assert (order[matches.indices[:, 1]] == matches.indices[:, 0]).all()
-    expected = np.linalg.norm(a[0, zoom_a][matches.indices[:, 0]] - b[turn, zoom_b][matches.indices[:, 1]], axis=1)
+    sides = a[turn_a, zoom_a][matches.indices[:, 0]], b[turn, zoom_b][matches.indices[:, 1]]
+    expected = np.linalg.norm(sides[0] - sides[1], axis=1)
     np.testing.assert_allclose(matches.distances, expected, rtol=1e-5)
 
 
 def test_one_side_may_be_upright_or_empty() -> None:
     rng = np.random.default_rng(1)
-    a, b = rng.normal(size=(50, 16)), rng.normal(size=(8, 3, 50, 16))
+    a, b = rng.normal(size=(50, 16)), rng.normal(size=(9, 3, 50, 16))
     b[6, 1] = a + 0.1 * rng.normal(size=a.shape)
     np.testing.assert_array_equal(match(a, b).indices, np.arange(50)[:, None].repeat(2, axis=1))
     assert len(match(a[:0], b)) == 0

@@ -17,6 +17,10 @@ from capsdesc.models.maps import DenseFeatures
 from capsdesc.models.network import inverse_temperatures
 from capsdesc.training.checks import check_numbers
 
+# The network's logit of being found again is this times the calibrated one: descriptors that squared the odds kept more
+# unreliable points from matching.
+SHARPNESS = 2.0
+
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
@@ -299,7 +303,8 @@ def reliability_loss(
 ) -> Tensor:
     """How well the network tells which keypoints of an image are found again in another; over the homography pairs.
 
-    Cross entropy. Keypoints whose place is not in the other image say nothing about it and are left out.
+    Cross entropy of the logits over ``SHARPNESS``. Keypoints whose place is not in the other image say nothing about it
+    and are left out.
 
     Args:
         features0: maps of the first images, with a reliability.
@@ -328,7 +333,7 @@ def reliability_loss(
         places = transfer(keypoints, homography)
         last = places.new_tensor(other.image_size) - 1
         keep = detected & supervision.planar[:, None] & ((places >= 0) & (places <= last)).all(-1)
-        logits = reliability.sample(keypoints)[..., 0]
+        logits = reliability.sample(keypoints)[..., 0] / SHARPNESS
         wrong = F.binary_cross_entropy_with_logits(logits, found.to(logits.dtype), reduction="none")
         total = total + torch.where(keep, wrong, torch.zeros_like(wrong)).sum()
         count = count + keep.sum()
