@@ -18,8 +18,9 @@ import torch
 from capsdesc.evaluation import cli, report
 from capsdesc.evaluation.datasets import PosePair, View, read_benchmark
 from capsdesc.evaluation.features import FeatureStore
-from capsdesc.evaluation.methods import CAPS, RootSIFT
+from capsdesc.evaluation.methods import CAPS, RootSIFT, get_methods
 from capsdesc.evaluation.protocols import HomographyRow, PoseRow, Result, Settings, evaluate
+from capsdesc.extractor import CAPSExtractor
 from capsdesc.keypoints import Keypoints, SIFTDetector
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.weights import save_pretrained
@@ -379,6 +380,18 @@ def save_caps(folder: Path, seed: int) -> str:
     torch.manual_seed(seed)
     save_pretrained(folder, config, build_network(config).state_dict())
     return str(folder)
+
+
+@pytest.mark.parametrize(("use", "reliability"), [("caps", True), ("caps-plain", False)])
+def test_caps_is_the_extractor(use: str, reliability: bool) -> None:
+    image = np.random.default_rng(0).integers(256, size=(48, 64, 3), dtype=np.uint8)
+    keypoints = Keypoints(np.array([[10.0, 20.0], [50.5, 30.25]], dtype=np.float32))
+    (method,) = get_methods([use], device="cpu")
+    assert isinstance(method, CAPS)
+    assert method.name == use
+    assert method.settings["reliability"] == reliability
+    expected = CAPSExtractor(device="cpu", reliability=reliability).describe(image, keypoints)
+    np.testing.assert_allclose(method.describe(image, keypoints), expected, atol=1e-6)
 
 
 def test_caps_runs_and_other_weights_never_meet_old_features(oxford: Path, tmp_path: Path) -> None:

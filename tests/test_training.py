@@ -738,9 +738,9 @@ def test_a_run_leaves_a_model_a_log_and_its_settings(finished_run: Path) -> None
     config = TrainingConfig.from_yaml((finished_run / CONFIG).read_text())
     assert (config.steps, config.batch_size, config.data.size) == (STEPS, 2, (96, 64))
     rows = log_rows(finished_run)
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    assert [row["step"] for row in rows if "validation" in row] == [4, 8]
-    for row in rows:
+    assert [row["step"] for row in rows] == list(range(STEPS + 1))
+    assert [row["step"] for row in rows if "validation" in row] == [0, 4, 8]
+    for row in rows[1:]:
         weighted = {"epipolar_coarse": 1, "epipolar_fine": 1, "cycle_coarse": 0.1, "cycle_fine": 0.1}
         weighted |= {"contrastive": 0.3, "matching": 0.3, "reliability": 0.3}
         assert row["loss"] == pytest.approx(sum(weight * row[name] for name, weight in weighted.items()), abs=2e-4)
@@ -780,7 +780,7 @@ def test_a_killed_run_resumes_to_the_same_bits(truth: Truth, finished_run: Path,
 def test_a_run_out_of_time_leaves_its_model_and_goes_on(truth: Truth, finished_run: Path, tmp_path: Path) -> None:
     command = arguments(truth.folder, tmp_path)
     assert main([*command, "--max-minutes", "0"]) == 0
-    assert [row["step"] for row in log_rows(tmp_path)] == [1]
+    assert [row["step"] for row in log_rows(tmp_path)] == [0, 1]
     assert resolve(str(tmp_path)).config == resolve(str(finished_run)).config
     # As a run leaves it that is killed while it writes a row.
     with open(tmp_path / LOG, "a", encoding="utf-8") as log:
@@ -802,7 +802,7 @@ def test_a_row_cut_anywhere_is_no_obstacle(truth: Truth, tmp_path: Path, cut: st
     with open(tmp_path / LOG, "a", encoding="utf-8") as log:
         log.write(cut)
     assert main(command) == 0
-    assert [row["step"] for row in log_rows(tmp_path)] == [1, 2]
+    assert [row["step"] for row in log_rows(tmp_path)] == [0, 1, 2]
 
 
 def test_a_finished_run_has_nothing_to_go_on_with(truth: Truth, finished_run: Path, tmp_path: Path) -> None:
@@ -855,7 +855,7 @@ def test_scenes_to_judge_on_and_more_photographs(truth: Truth, tmp_path: Path) -
     command = arguments(truth.folder, tmp_path / "run", steps=1)
     command += ["--validation", str(truth.folder), "--photographs", str(truth.folder / "images" / "left")]
     assert main(command) == 0
-    assert log_rows(tmp_path / "run")[0]["validation"]["pairs"] == 2
+    assert [row["validation"]["pairs"] for row in log_rows(tmp_path / "run")] == [2, 2]
 
 
 def fails(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -936,7 +936,7 @@ def test_the_weights_that_match_best_come_out(scene: Scene, tmp_path: Path) -> N
     network = build_network(config.model)
     device = torch.device("cpu")
     outcome = train(config, network, pairs, judged, tmp_path, device=device, workers=0)
-    validations = [row["validation"] for row in log_rows(tmp_path)]
+    validations = [row["validation"] for row in log_rows(tmp_path)][1:]
     right = [figures["match_precision"] * figures["matches"] for figures in validations]
     assert outcome == Outcome(finished=True, step=1 + int(np.argmax(right)))
     assert outcome.step < config.steps
@@ -1006,6 +1006,7 @@ def test_training_lowers_the_held_out_error(scene: Scene, tmp_path: Path) -> Non
     before = validate(network, config, judged, device)
     assert train(config, network, pairs, judged, tmp_path, device=device, workers=0) == Outcome(finished=True, step=70)
     after = validate(network, config, judged, device)
+    assert log_rows(tmp_path)[0] == {"step": 0, "validation": dataclasses.asdict(before)}
     assert log_rows(tmp_path)[-1]["validation"] == dataclasses.asdict(after)
     assert after.median_px < 0.6 * before.median_px
     assert after.within_3px > before.within_3px + 0.15

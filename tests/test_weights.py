@@ -512,7 +512,7 @@ def test_unfolding_batch_norm(tmp_path: Path) -> None:
         load_encoder(path, "resnet18")
 
     encoder = ResNetEncoder("resnet18")
-    encoder.load_state_dict(load_encoder(path, "resnet18", images=images))
+    encoder.load_state_dict(load_encoder(path, "resnet18", images=lambda: images))
     # The same function on images it never saw.
     other = normalize_image(torch.rand(2, 3, 49, 70))
     with torch.inference_mode():

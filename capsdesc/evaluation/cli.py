@@ -37,8 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--methods",
         default="rootsift,caps",
-        help="of rootsift, caps, caps-any (any orientation), xfeat, disk, aliked, kornia-sift and kornia-mkd, by "
-        "commas (default: %(default)s)",
+        help="of rootsift, caps, caps-any (any orientation), caps-plain (without reliability), xfeat, disk, aliked, "
+        "kornia-sift and kornia-mkd, by commas (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",

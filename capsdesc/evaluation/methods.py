@@ -24,7 +24,13 @@ from capsdesc.weights import resolve
 FloatArray = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
 
-METHODS = ("rootsift", "caps", "caps-any", *peers.PEERS)
+# Ours, by how the extractor is used.
+CAPS_USES: Mapping[str, tuple[Orientation, bool]] = {
+    "caps": ("upright", True),
+    "caps-any": ("any", True),
+    "caps-plain": ("upright", False),
+}
+METHODS = ("rootsift", *CAPS_USES, *peers.PEERS)
 
 
 class Method(Protocol):
@@ -107,23 +113,21 @@ class CAPS:
     Args:
         weights: as :class:`capsdesc.CAPSExtractor` takes them; None is the bundled default.
         device: where the network runs; None chooses.
-        orientation: as :meth:`capsdesc.CAPSExtractor.describe` takes it; the method is called ``caps-any`` for any.
+        use: ``"caps"``; ``"caps-any"``, in any orientation; or ``"caps-plain"``, without reliability.
     """
 
-    def __init__(
-        self, weights: str | None = None, device: str | None = None, orientation: Orientation = "upright"
-    ) -> None:
-        name = "caps" if orientation == "upright" else "caps-any"
-        self.name = name if weights is None else f"{name}:{weights}"
-        self._orientation = orientation
-        self._extractor = CAPSExtractor(weights, device=device)
+    def __init__(self, weights: str | None = None, device: str | None = None, use: str = "caps") -> None:
+        self.name = use if weights is None else f"{use}:{weights}"
+        self._orientation, reliability = CAPS_USES[use]
+        self._extractor = CAPSExtractor(weights, device=device, reliability=reliability)
         resolved = resolve(weights)
         self.settings: Mapping[str, Any] = {
             "source": resolved.source,
             "config": resolved.config.to_dict(),
             "weights": weights_hash(resolved.state_dict),
             "device": self._extractor.device.type,
-            "orientation": orientation,
+            "orientation": self._orientation,
+            "reliability": self._extractor.reliability,
             "torch": torch.__version__,
         }
 
@@ -140,7 +144,7 @@ def get_methods(
 
     Args:
         names: of :data:`METHODS`.
-        weights: for ``"caps"`` and ``"caps-any"``: one method for each; None is the bundled default.
+        weights: for ours: one method for each; None is the bundled default.
         device: where networks run; None chooses.
 
     Raises:
@@ -153,9 +157,8 @@ def get_methods(
             raise ValueError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
         if name == "rootsift":
             methods.append(RootSIFT())
-        elif name in ("caps", "caps-any"):
-            orientation: Orientation = "upright" if name == "caps" else "any"
-            methods += [CAPS(each, device, orientation) for each in weights or (None,)]
+        elif name in CAPS_USES:
+            methods += [CAPS(each, device, name) for each in weights or (None,)]
         else:
             methods.append(peers.PEERS[name](device))
     return methods

@@ -229,11 +229,7 @@ def starting_network(options: argparse.Namespace, config: ModelConfig, photograp
         return weights.build()
     network = build_network(config)
     encoder = network if config.architecture == "caps" else network.get_submodule("encoder")
-    try:
-        state = load_encoder(options.encoder, config.encoder)
-    except ValueError:
-        # Only a ResNet whose batch normalisation was folded away needs photographs. Anything else is refused again.
-        state = load_encoder(options.encoder, config.encoder, images=_sample_images(photographs))
+    state = load_encoder(options.encoder, config.encoder, images=lambda: _sample_images(photographs))
     missing, unexpected = encoder.load_state_dict(state, strict=False)
     decoder_only = {name.split(".")[0] for name in missing} <= DECODER_PARTS
     if unexpected or not decoder_only:

@@ -104,6 +104,11 @@ def train(
         monitor = Monitor(out, step) if tensorboard and is_main else None
         if monitor is not None:
             stack.callback(monitor.close)
+        if step == 0 and validation_pairs is not None:
+            start = validate(average.network, config, validation_pairs, device, workers)
+            log.write(json.dumps({"step": 0, "validation": dataclasses.asdict(start)}) + "\n")
+            if is_main:
+                progress.write(_summary(0, start))
         previous = time.monotonic()
         for batch in loader:
             step_start = time.monotonic()

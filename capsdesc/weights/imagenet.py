@@ -26,7 +26,9 @@ _LITE_OFFSET = 127.0
 _LITE_SCALE = 128.0
 
 
-def load_encoder(path: str | os.PathLike[str], encoder: str, *, images: Tensor | None = None) -> dict[str, Tensor]:
+def load_encoder(
+    path: str | os.PathLike[str], encoder: str, *, images: Callable[[], Tensor] | None = None
+) -> dict[str, Tensor]:
     """A state dict for :class:`ResNetEncoder` or :class:`EfficientNetLiteEncoder` from an ImageNet classifier.
 
     What a classifier has past stride 16 is dropped; everything else must fit, key by key. Three kinds are known:
@@ -41,7 +43,7 @@ def load_encoder(path: str | os.PathLike[str], encoder: str, *, images: Tensor |
             the Hugging Face hub, ``"org/name[@revision]"`` such as ``"timm/resnet50.tv_in1k"``, where no local path
             has it and it does not look like one (see :func:`capsdesc.weights.resolve`).
         encoder: its name, as in :class:`ModelConfig`.
-        images: for a folded ResNet only: photographs, (B, 3, H, W), RGB in 0..1.
+        images: called for a folded ResNet only: photographs, (B, 3, H, W), RGB in 0..1.
 
     Returns:
         Tensors by name, float32.
@@ -69,7 +71,7 @@ def load_encoder(path: str | os.PathLike[str], encoder: str, *, images: Tensor |
     if images is None:
         raise ValueError(f"{source} has its batch normalisation folded; unfolding it needs images, a few photographs")
     folded = conform(tensors, _folded_shapes(network), source)
-    unfold_batch_norm(network, folded, images)
+    unfold_batch_norm(network, folded, images())
     return conform(network.state_dict(), shapes(network), source)
 
 
