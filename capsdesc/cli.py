@@ -15,14 +15,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from capsdesc.demo.cli import add_parser as add_demo
 from capsdesc.evaluation.bench import add_parser as add_bench
 from capsdesc.evaluation.cli import add_parser as add_eval
-from capsdesc.extractor import CAPSExtractor, Features
+from capsdesc.export import add_parser as add_export
+from capsdesc.extraction import add_detector_option, add_network_options, extractor_of
+from capsdesc.extraction import add_parser as add_extract
 from capsdesc.geometry import RelativePose, estimate_homography, estimate_pose
 from capsdesc.io.files import atomic_path
-from capsdesc.io.images import UInt8Array, find_images, read_image
+from capsdesc.io.images import UInt8Array, read_image
 from capsdesc.matching import match
 from capsdesc.orientation import ORIENTATIONS
+from capsdesc.pairs import add_parser as add_match_features
+from capsdesc.sfm import add_parser as add_sfm
 from capsdesc.visualization import draw_located, draw_matches
 from capsdesc.weights import convert_official
 from capsdesc.weights.publish import add_parser as add_publish
@@ -35,10 +40,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="capsdesc", description="Local descriptors learned from camera poses.")
     commands = parser.add_subparsers(required=True, title="commands")
     _add_match(commands)
-    _add_extract(commands)
+    add_extract(commands)
+    add_match_features(commands)
     _add_locate(commands)
+    add_sfm(commands)
+    add_demo(commands)
     add_eval(commands)
     add_bench(commands)
+    add_export(commands)
     add_publish(commands)
     _add_convert(commands)
     return parser
@@ -57,20 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _add_network_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", help="bundled name, file, folder or hub name (default: the bundled weights)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is one)")
-    parser.add_argument("--max-size", type=int, metavar="PX", help="shrink images whose longer edge is longer")
-
-
 def _add_pair_options(parser: argparse.ArgumentParser, picture: str) -> None:
     parser.add_argument("image0", type=Path)
     parser.add_argument("image1", type=Path)
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", help=f"picture {picture}")
-
-
-def _extractor(options: argparse.Namespace) -> CAPSExtractor:
-    return CAPSExtractor(options.weights, device=options.device, max_size=options.max_size)
 
 
 # ---- match
@@ -88,6 +87,7 @@ def _add_match(commands: argparse._SubParsersAction[Any]) -> None:
             name, nargs=4, type=float, metavar=("FX", "FY", "CX", "CY"), help=f"intrinsics of {which}, in pixels"
         )
     parser.add_argument("--max-keypoints", type=int, default=2048, metavar="N", help="per image (%(default)s)")
+    add_detector_option(parser)
     parser.add_argument(
         "--orientation",
         choices=ORIENTATIONS,
@@ -98,7 +98,7 @@ def _add_match(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--threshold", type=float, metavar="PX", help="of inliers (default: 1 for a pose, else 3)")
     parser.add_argument("--backend", choices=("opencv", "poselib"), default="opencv", help="robust estimator")
     parser.add_argument("--seed", type=int, default=0, help="of the robust estimator (%(default)s)")
-    _add_network_options(parser)
+    add_network_options(parser)
     parser.set_defaults(run=_run_match)
 
 
@@ -108,7 +108,7 @@ def _run_match(options: argparse.Namespace) -> int:
     if (K0 is None) != (K1 is None):
         raise ValueError("intrinsics are given for one image only: give --K, or both --K0 and --K1")
     image0, image1 = read_image(options.image0), read_image(options.image1)
-    extractor = _extractor(options)
+    extractor = extractor_of(options, options.detector)
     features0, features1 = (
         extractor.extract(image, options.max_keypoints, orientation=options.orientation) for image in (image0, image1)
     )
@@ -169,65 +169,6 @@ def _write_picture(path: Path, picture: UInt8Array) -> None:
     print(f"wrote {path}")
 
 
-# ---- extract
-
-
-def _add_extract(commands: argparse._SubParsersAction[Any]) -> None:
-    parser = commands.add_parser(
-        "extract",
-        help="keypoints and descriptors of images, one .npz each",
-        description="Detect and describe keypoints. An image that cannot be read is reported and skipped.",
-    )
-    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders that are searched for them")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the .npz files")
-    parser.add_argument("--max-keypoints", type=int, default=2048, metavar="N", help="per image (%(default)s)")
-    _add_network_options(parser)
-    parser.set_defaults(run=_run_extract)
-
-
-def _run_extract(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    jobs = _outputs(options.images, options.output)
-    extractor = _extractor(options)
-    broken = 0
-    for target, path in tqdm(jobs.items(), desc="extract", unit="image", disable=None):
-        try:
-            features = extractor.extract(path, options.max_keypoints)
-        except (OSError, ValueError) as error:
-            print(f"skipped: {error}", file=sys.stderr)
-            broken += 1
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write_features(target, features)
-    print(f"described {len(jobs) - broken} of {len(jobs)} images in {options.output}")
-    return 1 if broken else 0
-
-
-def _outputs(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """The image for each file to be written: below ``folder`` as it is below the argument that named it.
-
-    Raises:
-        ValueError: two images would be written to the same file.
-    """
-    jobs: dict[Path, Path] = {}
-    for named in images:
-        found = find_images(named) if named.is_dir() else [named]
-        for path in found:
-            relative = path.relative_to(named) if named.is_dir() else Path(path.name)
-            target = folder / relative.parent / f"{relative.name}.npz"
-            if target in jobs:
-                raise ValueError(f"{jobs[target]} and {path} would both be written to {target}")
-            jobs[target] = path
-    return jobs
-
-
-def _write_features(path: Path, features: Features) -> None:
-    fields = {name: np.asarray(value) for name, value in vars(features).items() if value is not None}
-    with atomic_path(path) as temporary:
-        np.savez(temporary, **fields)  # type: ignore[arg-type]
-
-
 # ---- locate
 
 
@@ -241,7 +182,7 @@ def _add_locate(commands: argparse._SubParsersAction[Any]) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--points", nargs="+", type=_point, metavar="X,Y", help="points in image0, in pixels")
     where.add_argument("--points-file", type=Path, metavar="CSV", help="a file with x,y on each line")
-    _add_network_options(parser)
+    add_network_options(parser)
     parser.set_defaults(run=_run_locate)
 
 
@@ -273,7 +214,7 @@ def _run_locate(options: argparse.Namespace) -> int:
     _check_picture(options.output)
     points = np.asarray(options.points, dtype=np.float32) if options.points else _read_points(options.points_file)
     image0, image1 = read_image(options.image0), read_image(options.image1)
-    located = _extractor(options).locate(points, image0, image1)
+    located = extractor_of(options).locate(points, image0, image1)
     print("x0,y0,x1,y1,std")
     for (x0, y0), (x1, y1), std in zip(points, located.points, located.std, strict=True):
         print(f"{x0:.2f},{y0:.2f},{x1:.2f},{y1:.2f},{std:.2f}")

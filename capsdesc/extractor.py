@@ -16,7 +16,15 @@ from torch import Tensor
 from capsdesc.correspondence import coarse_to_fine
 from capsdesc.io.images import ImageLike, image_size, to_rgb, to_tensor
 from capsdesc.keypoints import Array, Detector, Keypoints, KeypointsLike, as_points, check_inside, get_detector
-from capsdesc.models import DenseFeatures, ModelConfig, dense_features, inverse_temperatures
+from capsdesc.models import (
+    DenseFeatures,
+    ModelConfig,
+    Tile,
+    dense_features,
+    fold_batch_norm,
+    inverse_temperatures,
+    tiles,
+)
 from capsdesc.orientation import ORIENTATIONS, TURNS, ZOOMS, Orientation, turned_views
 from capsdesc.weights import Weights, resolve
 
@@ -72,8 +80,9 @@ class CAPSExtractor:
     Args:
         weights: None for the bundled default, which needs no network; else the name of a bundled model, a local file or
             folder, or ``"org/name[@revision]"`` on the Hugging Face hub.
-        detector: finds keypoints for :meth:`detect` and :meth:`extract`: ``"sift"`` or an object with a ``detect``
-            method, see :class:`capsdesc.keypoints.Detector`. Not needed to describe points of one's own.
+        detector: finds keypoints for :meth:`detect` and :meth:`extract`: ``"sift"``, ``"superpoint"`` (see
+            :class:`capsdesc.keypoints.SuperPointDetector`, also for its weights' licence), or an object with a
+            ``detect`` method, see :class:`capsdesc.keypoints.Detector`. Not needed to describe points of one's own.
         device: where the network runs, for example ``"cuda"``. None: a CUDA GPU if there is one, else the CPU.
         dtype: what the network computes in: ``torch.float32`` (None means that), ``torch.bfloat16`` or
             ``torch.float16``. Descriptors are always float32.
@@ -151,14 +160,18 @@ class CAPSExtractor:
             raise ValueError(f"max_size is {max_size!r}; expected a positive number of pixels, or None")
         self.config: ModelConfig = weights.config
         self.source: str = weights.source
-        self.detector = get_detector(detector)
         self.device = _usable_device(device)
+        self.detector = get_detector(detector, self.device)
         self.dtype = dtype or torch.float32
         self.max_size = max_size
         self.reliability = bool(reliability) and weights.config.reliability
         network = weights.build()
         self._inverse_temperatures = tuple(float(value.detach()) for value in inverse_temperatures(network))
-        self._network = network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Only where cells lie at fixed pixels and upsampling keeps them there is a part of an image like the whole.
+        self._reach = getattr(network, "reach", None) if weights.config.sampling == "stride" else None
+        self._network = fold_batch_norm(network).to(  # type: ignore[call-overload]
+            device=self.device, memory_format=torch.channels_last
+        )
 
     def __repr__(self) -> str:
         return f"CAPSExtractor({self.source!r}, device={str(self.device)!r}, dtype={self.dtype})"
@@ -184,7 +197,7 @@ class CAPSExtractor:
         """Descriptors at the user's own points (section 3.3).
 
         They are upright: images may be turned against each other by some 20 degrees and differ in scale by a factor of
-        some 1.5. With ``orientation="any"`` the image is described under 8 turns and 3 zooms, and
+        some 1.5. With ``orientation="any"`` the image is described under 9 turns and 3 zooms, and
         :func:`capsdesc.match` finds the ones under which two images agree. This takes some 15 times as long.
 
         Args:
@@ -196,7 +209,7 @@ class CAPSExtractor:
                 may stay upright if it does not show things larger than the other.
 
         Returns:
-            (N, D) float32, or (8, 3, N, D) for any orientation, the first of them the upright ones; in torch on the
+            (N, D) float32, or (9, 3, N, D) for any orientation, the first of them the upright ones; in torch on the
             keypoints' device where they are a tensor, in numpy otherwise. For a list of images a list, each the same as
             from a call of its own.
 
@@ -234,8 +247,8 @@ class CAPSExtractor:
         check_inside(points, pixels.shape[2], pixels.shape[1], name)
         queries = torch.as_tensor(points, device=self.device)
         if orientation == "upright":
-            return _like(self._dense(pixels).describe(queries[None])[0], points)
-        views = [self._dense(view).describe(seen[None])[0] for view, seen in turned_views(pixels, queries)]
+            return _like(self._describe_pixels(pixels, queries), points)
+        views = [self._describe_pixels(view, seen) for view, seen in turned_views(pixels, queries)]
         return _like(torch.stack(views).view(len(TURNS), len(ZOOMS), len(queries), -1), points)
 
     def detect(
@@ -341,25 +354,46 @@ class CAPSExtractor:
                 stds.append(fine.std[0].square().mean(-1).sqrt())
         return Located(_like(torch.cat(found), queries), _like(torch.cat(stds), queries))
 
+    def _describe_pixels(self, image: Tensor, points: Tensor) -> Tensor:
+        """(N, D) descriptors at (N, 2) points of a (3, H, W) image, both on the device."""
+        image, resize = self._resized(image)
+        # A pixel centre p is (p + 0.5) * r - 0.5 in the resized image; written so that r = 1 changes no digit.
+        factors = points.new_tensor(resize)
+        points = points * factors + (0.5 * factors - 0.5)
+        size = (image.shape[2], image.shape[1])
+        whole = Tile((0, 0), size, torch.arange(len(points), device=points.device))
+        descriptors = points.new_empty(len(points), self.descriptor_dim)
+        for tile in [whole] if self._reach is None else tiles(points, size, self._reach):
+            inside = (points[tile.members] - points.new_tensor(tile.origin))[None]
+            descriptors[tile.members] = self._features(tile.crop(image), inside).describe(inside)[0]
+        return descriptors
+
     def _dense(self, image: Tensor) -> DenseFeatures:
         """Maps of a (3, H, W) image on the device, in the coordinates of the image as given."""
+        resized, resize = self._resized(image)
+        return self._features(resized).seen_at(resize, (image.shape[2], image.shape[1]))
+
+    def _resized(self, image: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        """The image as large as the network is to see it, and the factors along x and y that make it so."""
         height, width = image.shape[1:]
-        images = image[None]
         longest = max(width, height)
-        if self.max_size is not None and longest > self.max_size:
-            factor = self.max_size / longest
-            smaller = (max(1, round(width * factor)), max(1, round(height * factor)))
-            images = _shrink(image, smaller)[None].to(self.device)
-        images = images.contiguous(memory_format=torch.channels_last)
+        if self.max_size is None or longest <= self.max_size:
+            return image, (1.0, 1.0)
+        factor = self.max_size / longest
+        smaller = (max(1, round(width * factor)), max(1, round(height * factor)))
+        return _shrink(image, smaller).to(self.device), (smaller[0] / width, smaller[1] / height)
+
+    def _features(self, image: Tensor, points: Tensor | None = None) -> DenseFeatures:
+        """Maps of a (3, H, W) image on the device; as far as (1, N, 2) points need them, if these are given."""
+        images = image[None].contiguous(memory_format=torch.channels_last)
+        # Single cells have been seen to save time on CPUs only.
+        points = points if self.device.type == "cpu" else None
         with (
             torch.no_grad(),
             torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
         ):
-            dense = dense_features(self._network, self.config, images)
-        if not self.reliability:
-            dense = dense.without_reliability()
-        resize = (dense.image_size[0] / width, dense.image_size[1] / height)
-        return dense.seen_at(resize, (width, height))
+            dense = dense_features(self._network, self.config, images, points)
+        return dense if self.reliability else dense.without_reliability()
 
 
 def _is_count(value: object, least: int) -> bool:

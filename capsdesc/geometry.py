@@ -37,9 +37,14 @@ class HasPoints(Protocol):
 Points: TypeAlias = npt.NDArray[Any] | torch.Tensor | Sequence[cv2.KeyPoint] | HasPoints
 Matrix: TypeAlias = npt.NDArray[Any] | torch.Tensor
 
+# How far a rotation read from a file may be off, by rounding.
+ROTATION_TOLERANCE = 0.01
+
 # Short runs from different samples, of which the best is kept: a single USAC run stops as soon as its inlier count
 # suggests that it is done, often in a local optimum when the baseline is short.
 _RESTARTS = 4
+# No camera has larger ones, and float64 holds all that is computed from these.
+_LARGEST_INTRINSIC = 1e9
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,9 +121,9 @@ def estimate_pose(
         K1: (3, 3) intrinsics of camera 1.
         threshold: largest Sampson distance of an inlier, in pixels of the cameras' own images.
         confidence: probability with which the search should have met an all-inlier sample before it stops early.
-        max_iterations: most samples drawn in the search, all restarts together.
+        max_iterations: most samples drawn in the search, all restarts together; less than 2^31.
         backend: `"opencv"` or `"poselib"` (needs the `poselib` extra).
-        seed: of the random sampling, at least 0.
+        seed: of the random sampling, at least 0 and less than 2^63.
 
     Returns:
         The pose, or `None` when there is none to be found: fewer than 5 distinct inliers, or inliers on one line.
@@ -128,7 +133,7 @@ def estimate_pose(
         ImportError: `backend="poselib"` without PoseLib.
     """
     points0, points1 = _matched(kpts0, kpts1)
-    K0, K1 = _intrinsics(K0, "K0"), _intrinsics(K1, "K1")
+    K0, K1 = as_intrinsics(K0, "K0"), as_intrinsics(K1, "K1")
     options = _RansacOptions(threshold, confidence, max_iterations, backend, seed)
     if len(points0) < 5:
         return None
@@ -349,7 +354,7 @@ def fundamental_from_pose(R: Matrix, t: Matrix, K0: Matrix, K1: Matrix) -> Array
     E = essential_from_pose(R, t)
     if not E.any():
         raise ValueError("t is zero; expected a translation: two views from one place have no epipolar geometry")
-    F = np.linalg.inv(_intrinsics(K1, "K1")).T @ E @ np.linalg.inv(_intrinsics(K0, "K0"))
+    F = np.linalg.inv(as_intrinsics(K1, "K1")).T @ E @ np.linalg.inv(as_intrinsics(K0, "K0"))
     return np.asarray(F / np.linalg.norm(F))
 
 
@@ -491,6 +496,46 @@ def homography_corner_error(Ha: Matrix, Hb: Matrix, width: int, height: int) -> 
     return float(np.linalg.norm(mapped[0] - mapped[1], axis=1).mean())
 
 
+def as_rotation(R: Matrix, name: str = "R") -> Array:
+    """The rotation next to a matrix that was rounded when it was written.
+
+    Args:
+        R: (3, 3), off by less than `ROTATION_TOLERANCE` in every entry.
+        name: what the error message calls it.
+
+    Raises:
+        ValueError: it is no (3, 3) matrix of finite numbers, or there is no rotation near it.
+    """
+    R = _array(R, name, (3, 3))
+    U, _, Vt = np.linalg.svd(R)
+    nearest = np.asarray(U @ Vt)
+    if np.abs(nearest - R).max() > ROTATION_TOLERANCE or np.linalg.det(nearest) < 0:
+        raise ValueError(f"{name} is no rotation: {np.round(R, 4).tolist()}")
+    return nearest
+
+
+def as_intrinsics(K: Matrix, name: str = "K") -> Array:
+    """The intrinsics of a pinhole camera as float64 numpy.
+
+    Args:
+        K: (3, 3), upper triangular with positive focal lengths and K[2, 2] = 1; no number of it above 1e9, no focal
+            length below 1e-9.
+        name: what the error message calls it.
+
+    Raises:
+        ValueError: it is not of this form.
+    """
+    K = _array(K, name, (3, 3))
+    if np.tril(K, -1).any() or K[2, 2] != 1 or K[0, 0] <= 0 or K[1, 1] <= 0:
+        raise ValueError(f"{name} is {K.tolist()}; expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0")
+    if max(np.abs(K).max(), 1 / min(K[0, 0], K[1, 1])) > _LARGEST_INTRINSIC:
+        raise ValueError(
+            f"{name} is {K.tolist()}; expected numbers of at most {_LARGEST_INTRINSIC:g} and focal lengths of at least "
+            f"{1 / _LARGEST_INTRINSIC:g}"
+        )
+    return K
+
+
 @dataclass(frozen=True)
 class _RansacOptions:
     threshold: float
@@ -509,10 +554,10 @@ class _RansacOptions:
             raise ValueError(f"threshold is {self.threshold}; expected a positive number of pixels")
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence is {self.confidence}; expected a probability between 0 and 1")
-        if self.max_iterations < 1:
-            raise ValueError(f"max_iterations is {self.max_iterations}; expected at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; expected an integer of at least 0")
+        if not 1 <= self.max_iterations < 2**31:
+            raise ValueError(f"max_iterations is {self.max_iterations}; expected at least 1 and less than 2^31")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; expected at least 0 and less than 2^63")
         if self.backend == "poselib":
             _import_poselib()
         elif self.backend != "opencv":
@@ -669,20 +714,16 @@ def _points(points: Points, name: str) -> Array:
     return _array(values, name, (None, 2))
 
 
-def _intrinsics(K: Matrix, name: str) -> Array:
-    K = _array(K, name, (3, 3))
-    if np.tril(K, -1).any() or K[2, 2] != 1 or K[0, 0] <= 0 or K[1, 1] <= 0:
-        raise ValueError(f"{name} is {K.tolist()}; expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0")
-    return K
-
-
 def _array(value: object, name: str, shape: tuple[int | None, ...]) -> Array:
     """`value` as finite float64 numpy of this shape, None standing for any length."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and not value.is_complex():
         value = value.detach().cpu().to(torch.float64).numpy()
     try:
+        # The cast would drop imaginary parts, and read dates and texts as numbers.
+        if isinstance(value, torch.Tensor) or np.asarray(value).dtype.kind not in "biufO":
+            raise TypeError("no real numbers")
         array = np.ascontiguousarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name} is {type(value).__name__}; expected a real array or tensor") from error
     if array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True)):
         expected = tuple("N" if length is None else length for length in shape)

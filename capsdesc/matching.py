@@ -1,9 +1,10 @@
 """Descriptors to matches: exact nearest neighbours under the Euclidean distance, in bounded memory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -45,6 +46,23 @@ class Matches:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def to_cv2(self) -> list[cv2.DMatch]:
+        """As OpenCV's matches: the first set is the query, the second the training set."""
+        indices, distances = self.indices.tolist(), self.distances.tolist()
+        return [cv2.DMatch(i, j, distance) for (i, j), distance in zip(indices, distances, strict=True)]
+
+    @classmethod
+    def from_cv2(cls, matches: Sequence[cv2.DMatch]) -> "Matches":
+        """From OpenCV's matches, in numpy and in the order given; image indices are dropped.
+
+        Raises:
+            TypeError: `matches` is no sequence of `cv2.DMatch`, as the pairs of `knnMatch` are none.
+        """
+        if not isinstance(matches, Sequence) or not all(isinstance(pair, cv2.DMatch) for pair in matches):
+            raise TypeError(f"matches is {type(matches).__name__}; expected a sequence of cv2.DMatch, not of sequences")
+        indices = np.array([(pair.queryIdx, pair.trainIdx) for pair in matches], np.int64).reshape(-1, 2)
+        return cls(indices, np.array([pair.distance for pair in matches], np.float32))
 
 
 def match(

@@ -249,93 +249,6 @@ def test_match_refuses_values_that_make_no_sense(
     fails(capsys, ["match", *shifted, *network, *options], message)
 
 
-# extract
-
-
-def assert_holds_features(path: Path, caps: CAPSExtractor, image: Path, count: int) -> None:
-    features = caps.extract(image, count)
-    with np.load(path) as stored:
-        assert sorted(stored) == ["angles", "descriptors", "image_size", "keypoints", "scales", "scores"]
-        assert stored["image_size"].tolist() == list(features.image_size)
-        for name in ("keypoints", "descriptors", "scores", "scales", "angles"):
-            assert stored[name].dtype == np.float32
-            np.testing.assert_array_equal(stored[name], getattr(features, name))
-
-
-def files_below(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def test_extract_keeps_the_tree_of_a_folder(
-    caps: CAPSExtractor, network: list[str], shifted_pair: tuple[Pixels, Pixels, Array], tmp_path: Path, capsys: Capture
-) -> None:
-    image0, image1, _ = shifted_pair
-    tree, output = tmp_path / "images", tmp_path / "new" / "features"
-    # The same name with two endings is two images.
-    for name, image in (("a.png", image0), ("a.bmp", image1), ("sub/deep/a.png", image1[:100, :90])):
-        write(tree / name, image)
-    (tree / "notes.txt").write_text("no image")
-    alone = write(tmp_path / "elsewhere" / "b.png", image0[:60])
-    assert main(["extract", str(tree), str(alone), "-o", str(output), *network, "--max-keypoints", "30"]) == 0
-    assert "4 of 4" in capsys.readouterr().out
-    assert files_below(output) == ["a.bmp.npz", "a.png.npz", "b.png.npz", "sub/deep/a.png.npz"]
-    for name in ("a.bmp", "a.png", "sub/deep/a.png"):
-        assert_holds_features(output / f"{name}.npz", caps, tree / name, 30)
-    assert_holds_features(output / "b.png.npz", caps, alone, 30)
-
-
-def test_extract_skips_a_broken_image_and_says_so(
-    caps: CAPSExtractor, network: list[str], shifted_pair: tuple[Pixels, Pixels, Array], tmp_path: Path, capsys: Capture
-) -> None:
-    tree, output = tmp_path / "images", tmp_path / "features"
-    whole = [write(tree / f"{name}.png", shifted_pair[0][:60, :80]) for name in "ac"]
-    (tree / "b.png").write_bytes(whole[0].read_bytes()[:500])
-    missing = tmp_path / "missing.png"
-    assert main(["extract", str(tree), str(missing), "-o", str(output), *network]) == 1
-    said = capsys.readouterr()
-    assert "2 of 4" in said.out
-    lines = [line for line in said.err.splitlines() if "skipped" in line]
-    assert len(lines) == 2
-    assert "b.png" in lines[0]
-    assert "missing.png" in lines[1]
-    assert files_below(output) == ["a.png.npz", "c.png.npz"]
-    for image in whole:
-        assert_holds_features(output / f"{image.name}.npz", caps, image, 2048)
-
-
-def test_extract_refuses_to_write_two_images_to_one_file(
-    network: list[str], shifted_pair: tuple[Pixels, Pixels, Array], tmp_path: Path, capsys: Capture
-) -> None:
-    one, two = (write(tmp_path / folder / "a.png", shifted_pair[0]) for folder in ("one", "two"))
-    output = tmp_path / "features"
-    for images in ((one, two), (one.parent, two.parent), (one, two.parent), (one, one)):
-        fails(
-            capsys,
-            ["extract", *map(str, images), "-o", str(output), *network],
-            r"would both be written to.*a\.png\.npz",
-        )
-    assert not output.exists()
-
-
-def test_extract_refuses_a_folder_without_images_and_an_output_that_is_a_file(
-    network: list[str], shifted: list[str], tmp_path: Path, capsys: Capture
-) -> None:
-    (tmp_path / "empty").mkdir()
-    fails(capsys, ["extract", str(tmp_path / "empty"), "-o", str(tmp_path / "features"), *network], "no image")
-    (tmp_path / "file").write_text("here")
-    fails(capsys, ["extract", shifted[0], "-o", str(tmp_path / "file"), *network], "file")
-    assert (tmp_path / "file").read_text() == "here"
-
-
-def test_extract_replaces_the_features_of_an_earlier_run(
-    caps: CAPSExtractor, network: list[str], shifted: list[str], tmp_path: Path
-) -> None:
-    for count in (5, 7):
-        assert main(["extract", shifted[0], "-o", str(tmp_path), *network, "--max-keypoints", str(count)]) == 0
-        assert_holds_features(tmp_path / "0.png.npz", caps, Path(shifted[0]), count)
-    assert files_below(tmp_path) == ["0.png.npz"]
-
-
 # locate
 
 
@@ -408,6 +321,10 @@ def test_locate_refuses_points_outside(network: list[str], shifted: list[str], c
 
 
 # convert
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def test_convert_makes_a_model_of_an_official_checkpoint(tmp_path: Path, shifted: list[str], capsys: Capture) -> None:

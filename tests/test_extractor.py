@@ -266,7 +266,7 @@ def test_descriptors_are_bilinear_samples_of_the_dense_maps(
     dense = caps.dense(photo)
     assert dense.image_size == (150, 120)
     in_torch = dense.describe(torch.from_numpy(points)[None])[0]
-    np.testing.assert_array_equal(in_torch.numpy(), described(caps, photo, points))
+    np.testing.assert_allclose(in_torch.numpy(), described(caps, photo, points), atol=1e-5)
 
 
 def test_cells_lie_where_the_network_puts_them(caps: CAPSExtractor, photo: Pixels) -> None:
@@ -315,6 +315,67 @@ def test_bfloat16_and_float16_come_close(caps: CAPSExtractor, photo: Pixels, poi
         assert not np.array_equal(descriptors, expected)
         assert (unit(descriptors) * unit(expected)).sum(axis=1).min() > similarity
         assert half.dense(photo).fine.values.dtype == torch.float32
+
+
+# Parts of images
+
+
+def whole_and_parts(caps: CAPSExtractor, image: Pixels, points: Array) -> tuple[Array, Array, list[torch.Size]]:
+    """Descriptors from maps of the whole image and from its parts, and the shapes of these parts."""
+    shapes: list[torch.Size] = []
+    whole = caps.dense(image).describe(torch.from_numpy(points)[None])[0].numpy()
+    with caps._network.register_forward_pre_hook(lambda network, inputs: shapes.append(inputs[0].shape[2:])):
+        return whole, described(caps, image, points), shapes
+
+
+@pytest.mark.parametrize("residue", range(16))
+def test_parts_of_an_image_describe_points_like_the_whole(
+    compact: CAPSExtractor, residue: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capsdesc.models.tiling._TILE", 64)
+    rng = np.random.default_rng(residue)
+    width, height = 480 + residue, 24 + 5 * residue % 16
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    corners = [[-0.5, -0.5], [width - 0.5, -0.5], [-0.5, height - 0.5], [width - 0.5, height - 0.5]]
+    points = np.concatenate([corners, rng.uniform(-0.5, (width - 0.5, height - 0.5), (60, 2))]).astype(np.float32)
+    for turned, moved in ((image, points), (image.transpose(1, 0, 2), np.ascontiguousarray(points[:, ::-1]))):
+        whole, parts, shapes = whole_and_parts(compact, turned, moved)
+        np.testing.assert_allclose(parts, whole, atol=1e-5)
+        assert len(shapes) == 8
+        assert max(max(shape) for shape in shapes) < 400
+
+
+def test_parts_of_a_shrunk_and_of_a_turned_image(
+    compact: CAPSExtractor, shifted_pair: ShiftedPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrinking = CAPSExtractor(compact.source, device="cpu", max_size=200)
+    image = shifted_pair[0][:40, :300]
+    points = np.array([[3.0, 20.0], [150.3, 39.2], [290.0, 5.0]], dtype=np.float32)
+    whole = np.asarray(shrinking.describe(image, points, orientation="any"))
+    monkeypatch.setattr("capsdesc.models.tiling._TILE", 100)
+    np.testing.assert_allclose(shrinking.describe(image, points, orientation="any"), whole, atol=1e-5)
+    np.testing.assert_allclose(described(shrinking, image, points), whole[0, 0], atol=1e-5)
+
+
+def test_only_what_points_depend_on_is_computed(compact: CAPSExtractor) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 1000, 3), dtype=np.uint8)
+    points = np.array([[700.0, 3.0], [701.0, 20.0], [702.5, 38.0]], dtype=np.float32)
+    whole, parts, shapes = whole_and_parts(compact, image, points)
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+    assert len(shapes) == 1
+    assert shapes[0][1] < 350
+
+
+def test_the_papers_network_sees_the_whole_image(
+    extractors: Mapping[str, CAPSExtractor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its upsampling and its cells depend on the image's size, so no part is like the whole."""
+    monkeypatch.setattr("capsdesc.models.tiling._TILE", 64)
+    image = np.random.default_rng(0).integers(0, 256, (33, 150, 3), dtype=np.uint8)
+    points = np.array([[3.0, 3.0], [140.0, 30.0]], dtype=np.float32)
+    whole, parts, shapes = whole_and_parts(extractors["paper"], image, points)
+    np.testing.assert_allclose(parts, whole, atol=1e-4)
+    assert shapes == [(33, 150)]
 
 
 # max_size

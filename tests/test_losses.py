@@ -556,7 +556,7 @@ def with_reliability(features: DenseFeatures, logits: Tensor) -> DenseFeatures:
     return dataclasses.replace(features, reliability=FeatureMap(logits, features.fine.scale))
 
 
-def test_reliability_loss_is_the_cross_entropy_of_being_found_again_by_half_the_logit() -> None:
+def test_reliability_loss_is_the_cross_entropy_of_being_found_again() -> None:
     rng = np.random.default_rng(2)
     places = rng.uniform((0, 0), (319, 239), (60, 2))
     features0, features1, known = keypoints_at(True, places, rng.random(60) < 0.6)
@@ -577,7 +577,7 @@ def test_reliability_loss_is_the_cross_entropy_of_being_found_again_by_half_the_
         for (x, y), logit, hit in zip(points, logits, near, strict=True):
             u, v, w = homography @ [x, y, 1]
             if 0 <= u / w <= 319 and 0 <= v / w <= 239:
-                p = 1 / (1 + np.exp(-logit / 2))
+                p = 1 / (1 + np.exp(-(logit + 1) / 2))
                 losses.append(-np.log(p if hit else 1 - p))
     assert 60 < len(losses) < 120
     assert float(found) == pytest.approx(np.mean(losses), rel=1e-6)

@@ -206,3 +206,36 @@ def test_wrong_ratio(ratio: float) -> None:
 def test_wrong_max_distance(max_distance: float) -> None:
     with pytest.raises(ValueError, match="max_distance is"):
         match(descriptors(3), descriptors(3), max_distance=max_distance)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor])
+def test_there_and_back_through_opencv(convert: Any) -> None:
+    matches = match(convert(descriptors(30)), convert(descriptors(40, seed=1)))
+    listed = matches.to_cv2()
+    assert len(listed) > 3
+    assert all(isinstance(pair, cv2.DMatch) for pair in listed)
+    assert [(pair.queryIdx, pair.trainIdx) for pair in listed] == [tuple(pair) for pair in matches.indices.tolist()]
+    back = Matches.from_cv2(listed)
+    assert isinstance(back.indices, np.ndarray)
+    assert isinstance(back.distances, np.ndarray)
+    assert back.indices.dtype == np.int64
+    assert back.distances.dtype == np.float32
+    np.testing.assert_array_equal(back.indices, np.asarray(matches.indices))
+    np.testing.assert_array_equal(np.asarray(back.distances), np.asarray(matches.distances))
+
+
+def test_matches_of_opencv_are_those_of_match() -> None:
+    a, b = descriptors(30), descriptors(40, seed=1)
+    theirs = Matches.from_cv2(cv2.BFMatcher(cv2.NORM_L2, crossCheck=True).match(a, b))
+    ours = match(a, b)
+    np.testing.assert_array_equal(theirs.indices, ours.indices)
+    np.testing.assert_allclose(theirs.distances, ours.distances, rtol=1e-5)
+
+
+def test_opencv_matches_empty_and_wrong() -> None:
+    empty = Matches.from_cv2([])
+    assert (empty.indices.shape, empty.distances.shape) == ((0, 2), (0,))
+    assert empty.to_cv2() == []
+    for wrong in ([[cv2.DMatch(0, 1, 0.5)]], [(0, 1)], 3):
+        with pytest.raises(TypeError, match=r"cv2\.DMatch"):
+            Matches.from_cv2(wrong)  # type: ignore[arg-type]

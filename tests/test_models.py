@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from capsdesc.models import ModelConfig, build_network
+from capsdesc.models import ModelConfig, build_network, fold_batch_norm
 from capsdesc.models.efficientnet_lite import EfficientNetLiteEncoder
 from capsdesc.models.network import normalize_image
 from capsdesc.models.resnet import ResNetEncoder
@@ -377,6 +377,67 @@ def test_compact_cells_lie_on_multiples_of_the_stride(encoder: str) -> None:
     for expected, found in zip(maps, mirrored, strict=True):
         assert (expected - expected.flip((-1, -2))).abs().max() > 0.01
         torch.testing.assert_close(found.flip((-1, -2)), expected, rtol=1e-3, atol=1e-4)
+
+
+NETWORKS = [
+    ModelConfig(reliability=True),
+    ModelConfig(encoder="resnet50"),
+    ModelConfig(encoder="efficientnet_lite0"),
+    ModelConfig.paper("resnet18"),
+]
+
+
+@pytest.mark.parametrize("config", NETWORKS)
+def test_folded_normalisation_computes_the_same(config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    network = randomized(build_network(config)).double()
+    image = torch.randn(1, 3, 33, 50, dtype=torch.float64)
+    with torch.no_grad():
+        expected = network(image)
+        folded = fold_batch_norm(network)(image)
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules())
+    for found, values in zip(folded, expected, strict=True):
+        torch.testing.assert_close(found, values, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("config", NETWORKS)
+@pytest.mark.parametrize("size", [(33, 50), (1, 1), (64, 31)])
+def test_single_cells_are_those_of_the_whole_maps(config: ModelConfig, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    network = randomized(build_network(config)).double()
+    image = torch.randn(1, 3, *size, dtype=torch.float64)
+    height, width = (-(-edge // 4) for edge in size)
+    read = torch.rand(height, width) < 0.3
+    read[[0, 0, -1, -1], [0, -1, 0, -1]] = True
+    with torch.no_grad():
+        coarse, *maps = network(image)
+        same, *cells = network(image, read)
+    torch.testing.assert_close(same, coarse)
+    assert len(maps) == len(cells) == 1 + config.reliability
+    for values, whole in zip(cells, maps, strict=True):
+        torch.testing.assert_close(values[0, :, 0], whole[0][:, read], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "efficientnet_lite0", "efficientnet_lite2"])
+def test_cells_depend_on_pixels_within_reach(encoder: str) -> None:
+    network = build_network(ModelConfig(encoder=encoder)).eval().double()
+    reach = network.reach
+    assert isinstance(reach, int)
+    middle = 16 * (reach // 16 + 2)
+    # Nothing is negative, so nothing cancels and no activation hides a change; each image has another bright pixel.
+    images = torch.zeros(17, 3, 1, 2 * middle + 1, dtype=torch.float64)
+    for index in range(16):
+        images[index, :, 0, middle + index] = 1e6
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.abs_()
+        coarse, fine = network(images)
+    farthest = []
+    for values, stride in ((coarse, 16), (fine, 4)):
+        changed = (values[:16] != values[16]).any(1)[:, 0]
+        index, cell = changed.nonzero(as_tuple=True)
+        farthest.append(int((cell * stride - middle - index).abs().max()))
+    assert max(farthest) == reach
 
 
 def test_encoder_channels() -> None:

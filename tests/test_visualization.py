@@ -1,7 +1,8 @@
-"""Pictures of matches and of located points."""
+"""Pictures of matches, of located points, of epipolar lines and of descriptor maps."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import cv2
@@ -9,9 +10,23 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from matplotlib import pyplot
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.patches import Circle
 
 from capsdesc import Keypoints
-from capsdesc.visualization import draw_located, draw_matches
+from capsdesc.io.images import read_image
+from capsdesc.models import DenseFeatures, FeatureMap
+from capsdesc.visualization import (
+    draw_located,
+    draw_matches,
+    draw_points,
+    plot_descriptors,
+    plot_epipolar_lines,
+    plot_located,
+    plot_matches,
+    plot_reliability,
+)
 
 Pixels = npt.NDArray[np.uint8]
 GAP = 8
@@ -180,3 +195,210 @@ def test_picture_is_rgb(tmp_path: Any) -> None:
     path = tmp_path / "red.png"
     cv2.imwrite(str(path), cv2.cvtColor(red, cv2.COLOR_RGB2BGR))
     np.testing.assert_array_equal(draw_matches(path, path, EMPTY, EMPTY)[:, :10], red)
+
+
+# Figures
+
+
+RNG = np.random.default_rng(0)
+PHOTOGRAPHS: tuple[Pixels, Pixels] = (
+    RNG.integers(0, 256, (60, 80, 3), dtype=np.uint8),
+    RNG.integers(0, 256, (50, 100, 3), dtype=np.uint8),
+)
+
+
+def shown(axes: Any) -> npt.NDArray[Any]:
+    """What the only image of some axes holds."""
+    (image,) = axes.images
+    return np.asarray(image.get_array())
+
+
+def collections(axes: Any, kind: type[Any]) -> list[Any]:
+    return [artist for artist in axes.collections if type(artist) is kind]
+
+
+def dense(coarse: Any, fine: Any, size: tuple[int, int], reliability: Any = None) -> DenseFeatures:
+    """Maps of (C, h, w) features with cells at strides 16 and 4, shifted by (1.5, -0.5) pixels."""
+    maps = [
+        None if values is None else FeatureMap(torch.as_tensor(values)[None].float(), (stride, stride), (1.5, -0.5))
+        for values, stride in ((coarse, 16.0), (fine, 4.0), (reliability, 4.0))
+    ]
+    assert maps[0] is not None
+    assert maps[1] is not None
+    return DenseFeatures(maps[0], maps[1], size, normalized=False, reliability=maps[2])
+
+
+def test_plotted_matches_end_at_their_points() -> None:
+    points0, points1 = RNG.uniform(0, 50, (2, 9, 2))
+    inliers = np.arange(9) % 3 > 0
+    figure = plot_matches(*PHOTOGRAPHS, points0, points1, inliers)
+    (axes,) = figure.axes
+    np.testing.assert_array_equal(shown(axes), draw_matches(*PHOTOGRAPHS, EMPTY, EMPTY))
+    outlying, inlying = collections(axes, LineCollection)
+    segments = np.stack([points0, points1 + np.array([80 + GAP, 0])], axis=1)
+    np.testing.assert_allclose(outlying.get_segments(), segments[~inliers], rtol=1e-6)
+    np.testing.assert_allclose(inlying.get_segments(), segments[inliers], rtol=1e-6)
+    assert np.ptp(outlying.get_colors()[:, :3], axis=1).max() == 0
+    assert (np.ptp(inlying.get_colors()[:, :3], axis=1) > 0.2).all()
+    (ends,) = collections(axes, PathCollection)
+    np.testing.assert_allclose(ends.get_offsets(), segments[inliers].reshape(-1, 2), rtol=1e-6)
+
+
+def test_plotted_circles_have_a_radius_of_one_deviation_in_pixels() -> None:
+    points0, points1, std = RNG.uniform(10, 40, (5, 2)), RNG.uniform(10, 40, (5, 2)), np.array([0, 0.5, 3, 7, 20])
+    figure = plot_located(*PHOTOGRAPHS, points0, points1, std)
+    axes0, axes1 = figure.axes
+    for axes, image, points in ((axes0, PHOTOGRAPHS[0], points0), (axes1, PHOTOGRAPHS[1], points1)):
+        np.testing.assert_array_equal(shown(axes), image)
+        for crosses in collections(axes, PathCollection):
+            np.testing.assert_allclose(crosses.get_offsets(), points, rtol=1e-6)
+    assert len(axes0.patches) == 0
+    circles = [patch for patch in axes1.patches if isinstance(patch, Circle)]
+    np.testing.assert_allclose([circle.center for circle in circles[::2]], points1, rtol=1e-6)
+    np.testing.assert_array_equal([circle.radius for circle in circles[1::2]], std)
+    # The axes show a pixel of the image as a square, so that a circle is one.
+    figure.draw_without_rendering()
+    origin, right, down = axes1.transData.transform([(0, 0), (1, 0), (0, 1)])
+    np.testing.assert_allclose(
+        [*(right - origin), *(down - origin)], [right[0] - origin[0], 0, 0, origin[0] - right[0]]
+    )
+
+
+@pytest.mark.parametrize(("epipole", "some_miss"), [((-40, 20), True), ((120, 90), True), ((50, 25), False)])
+def test_epipolar_lines_are_clipped_to_the_image(epipole: tuple[float, float], some_miss: bool) -> None:
+    rng = np.random.default_rng(0)
+    height, width = PHOTOGRAPHS[1].shape[:2]
+    # Each line joins the epipole and an affine image of the point, which may lie well outside.
+    F = np.cross([*epipole, 1], np.array([[4.0, 0.5, -80], [-0.5, 4, -80], [0, 0, 1]]), axisb=0, axisc=0)
+    points0 = rng.uniform(0, 60, (200, 2))
+    lines = np.column_stack([points0, np.ones(200)]) @ F.T
+    corners = np.array([[x, y, 1] for x in (-0.5, width - 0.5) for y in (-0.5, height - 0.5)])
+    meets = np.ptp(np.sign(lines @ corners.T), axis=1) > 0
+    assert meets.sum() > 50
+    assert meets.all() != some_miss
+    (drawn,) = collections(plot_epipolar_lines(*PHOTOGRAPHS, points0, F).axes[1], LineCollection)
+    segments = np.array(drawn.get_segments())
+    assert len(segments) == meets.sum()
+    ends = np.concatenate([segments, np.ones((len(segments), 2, 1))], axis=2)
+    normals = np.linalg.norm(lines[meets, :2], axis=1)
+    np.testing.assert_allclose(np.einsum("nki,ni->nk", ends, lines[meets]) / normals[:, None], 0, atol=1e-4)
+    to_edges = np.abs(segments - [[-0.5, -0.5]]), np.abs(segments - [[width - 0.5, height - 0.5]])
+    np.testing.assert_allclose(np.minimum(*to_edges).min(axis=2), 0, atol=1e-4)
+    assert ((segments > -0.501) & (segments < np.array([width, height]) - 0.499)).all()
+
+
+def test_rectified_epipolar_lines_run_from_edge_to_edge() -> None:
+    # Of cameras side by side: y stays. The third line lies below the second image.
+    F = np.array([[0.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+    points0 = np.array([[5.0, 7.25], [70.0, 48.0], [20.0, 55.0]])
+    axes0, axes1 = plot_epipolar_lines(*PHOTOGRAPHS, points0, torch.from_numpy(F), points0[:, ::-1]).axes
+    (drawn,) = collections(axes1, LineCollection)
+    for segment, y in zip(drawn.get_segments(), (7.25, 48), strict=True):
+        np.testing.assert_allclose(sorted(segment.tolist()), [[-0.5, y], [99.5, y]], atol=1e-6)
+    for axes, points in ((axes0, points0), (axes1, points0[:, ::-1])):
+        (dots,) = collections(axes, PathCollection)
+        np.testing.assert_allclose(dots.get_offsets(), points, rtol=1e-6)
+    np.testing.assert_allclose(drawn.get_colors(), dots.get_facecolors()[:2])
+
+
+def test_one_colour_means_one_descriptor_in_all_images() -> None:
+    words = RNG.normal(size=(6, 16))
+    written = [RNG.integers(0, 6, (2, 4, 6)), RNG.integers(0, 6, (2, 3, 7))]
+    spelled_out = [words[levels].transpose(0, 3, 1, 2) for levels in written]
+    maps = [dense(coarse, fine, (96, 64)) for coarse, fine in spelled_out]
+    figure = plot_descriptors(PHOTOGRAPHS, maps)
+    panels = np.array(figure.axes).reshape(2, 3)
+    for level in range(2):
+        colors = np.concatenate([shown(panels[row, 1 + level]).reshape(-1, 3) for row in range(2)])
+        spelled = np.concatenate([each[level].ravel() for each in written])
+        for word in range(6):
+            assert np.ptp(colors[spelled == word], axis=0).max() < 1e-6
+        assert len(np.unique(colors.round(6), axis=0)) == 6
+        assert colors.min() == 0
+        assert colors.max() == 1
+
+
+def test_colours_are_the_principal_components() -> None:
+    # Along the first axis features vary most, then along the third, then along the second.
+    values = RNG.normal(size=(5, 200)) * np.array([9, 2, 5, 0.01, 0.01])[:, None]
+    features = dense(values.reshape(5, 10, 20), values.reshape(5, 10, 20), (320, 160))
+    colors = shown(plot_descriptors(PHOTOGRAPHS[:1], [features]).axes[1]).reshape(-1, 3)
+    inner = ((colors > 0) & (colors < 1)).all(axis=1)
+    for component, axis in enumerate((0, 2, 1)):
+        correlation = np.corrcoef(colors[inner, component], values[axis, inner])[0, 1]
+        assert abs(correlation) > 0.99
+
+
+def test_maps_lie_where_their_cells_are() -> None:
+    features = dense(RNG.normal(size=(8, 4, 6)), RNG.normal(size=(8, 16, 24)), (96, 64), RNG.normal(size=(1, 16, 24)))
+    axes = [
+        *plot_descriptors(PHOTOGRAPHS[:1], [features]).axes[1:3],
+        plot_reliability(PHOTOGRAPHS[0], features).axes[1],
+    ]
+    assert features.reliability is not None
+    for panel, feature_map in zip(axes, (features.coarse, features.fine, features.reliability), strict=True):
+        left, right, bottom, top = panel.images[0].get_extent()
+        rows, columns = shown(panel).shape[:2]
+        np.testing.assert_allclose(left + (np.arange(columns) + 0.5) * (right - left) / columns, feature_map.columns)
+        np.testing.assert_allclose(top + (np.arange(rows) + 0.5) * (bottom - top) / rows, feature_map.rows)
+        assert panel.get_xlim() == (-0.5, 79.5)
+        assert panel.get_ylim() == (59.5, -0.5)
+
+
+def test_reliability_is_a_probability() -> None:
+    logits = RNG.normal(size=(1, 16, 24)) * 3
+    maps = RNG.normal(size=(8, 4, 6)), RNG.normal(size=(8, 16, 24))
+    axes = plot_reliability(PHOTOGRAPHS[0], dense(*maps, (96, 64), logits)).axes[1]
+    np.testing.assert_allclose(shown(axes), 1 / (1 + np.exp(-logits[0])), rtol=1e-5)
+    assert axes.images[0].get_clim() == (0, 1)
+    with pytest.raises(ValueError, match="has no reliability"):
+        plot_reliability(PHOTOGRAPHS[0], dense(*maps, (96, 64)))
+
+
+def test_uniform_descriptors_have_one_colour() -> None:
+    flat = dense(np.ones((8, 4, 6)), np.ones((8, 16, 24)), (96, 64))
+    colors = shown(plot_descriptors(PHOTOGRAPHS[:1], [flat]).axes[1])
+    assert np.ptp(colors.reshape(-1, 3), axis=0).max() == 0
+
+
+def test_figures_of_nothing_are_saved_and_leave_pyplot_alone(tmp_path: Any) -> None:
+    settings = dict(pyplot.rcParams)
+    figures = (
+        plot_matches(*PHOTOGRAPHS, EMPTY, EMPTY),
+        plot_located(*PHOTOGRAPHS, EMPTY, EMPTY, np.zeros(0)),
+        plot_epipolar_lines(*PHOTOGRAPHS, EMPTY, np.eye(3)),
+    )
+    for k, figure in enumerate(figures):
+        figure.savefig(tmp_path / f"{k}.png", dpi=40)
+        assert np.std(read_image(tmp_path / f"{k}.png")) > 20
+    assert pyplot.get_fignums() == []
+    assert dict(pyplot.rcParams) == settings
+
+
+def test_wrong_input_of_figures_is_named() -> None:
+    two, three = np.zeros((2, 2)), np.zeros((3, 2))
+    with pytest.raises(ValueError, match="2 points0, 3 points1"):
+        plot_matches(*PHOTOGRAPHS, two, three)
+    with pytest.raises(ValueError, match="1 std"):
+        plot_located(*PHOTOGRAPHS, two, two, np.ones(1))
+    with pytest.raises(ValueError, match="2 points0 and 3 points1"):
+        plot_epipolar_lines(*PHOTOGRAPHS, two, np.eye(3), three)
+    with pytest.raises(ValueError, match="F is"):
+        plot_epipolar_lines(*PHOTOGRAPHS, two, np.full((3, 3), np.nan))
+    with pytest.raises(ValueError, match="2 images and 0 dense"):
+        plot_descriptors(PHOTOGRAPHS, [])
+    with pytest.raises(ValueError, match="3 points and 1 std"):
+        draw_points(PHOTOGRAPHS[0], three, np.ones(1))
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'capsdesc\[viz\]'"):
+        plot_matches(*PHOTOGRAPHS, EMPTY, EMPTY)
+
+
+def test_drawn_points_are_those_of_the_pair() -> None:
+    points, std = np.array([[20.0, 30.0], [60.0, 20.0]]), np.array([5.0, 9.0])
+    picture = draw_located(*PHOTOGRAPHS, points, points, std)
+    np.testing.assert_array_equal(picture[:60, :80], draw_points(PHOTOGRAPHS[0], points))
+    np.testing.assert_array_equal(picture[:50, 80 + GAP :], draw_points(PHOTOGRAPHS[1], points, std))

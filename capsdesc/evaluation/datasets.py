@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from capsdesc.geometry import relative_pose, rotation_error
+from capsdesc.geometry import as_intrinsics, as_rotation, relative_pose, rotation_error
 from capsdesc.io.colmap import PosedImage, find_model, overlap, read_model
+from capsdesc.io.images import listed_image
+from capsdesc.io.text import below, finite_numbers, parse_json, read_lines, read_text, shown
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -179,29 +180,29 @@ def read_oxford(folder: Path) -> list[HomographyPair]:
 
 def read_strecha(folder: Path) -> list[PosePair]:
     """Scenes with laser-scanned ground truth (Strecha et al., CVPR 2008): cameras.json, pairs.json, SCENE/IMAGE."""
-    listed, pairs = _read_json(folder / "pairs.json"), []
-    try:
-        cameras = {
-            (scene, entry["name"]): Camera(np.array(entry["K"], dtype=np.float64))
-            for scene, entries in _read_json(folder / "cameras.json").items()
-            for entry in entries
-        }
-        for entry in listed:
-            scene, name0, name1 = entry["scene"], entry["name1"], entry["name2"]
-            R, t = np.array(entry["R"], dtype=np.float64), np.array(entry["t"], dtype=np.float64)
-            pair = PosePair(
+    listed, cameras = _json_file(folder / "pairs.json", list), {}
+    for scene, entries in _json_file(folder / "cameras.json", dict).items():
+        for where, entry in _entries(entries, f"{folder / 'cameras.json'}, {scene}"):
+            name = _entry(entry, "name", where)
+            cameras[scene, name] = Camera(as_intrinsics(_matrix(entry, "K", (3, 3), where), f"{where}: K"))
+    pairs = []
+    for where, entry in _entries(listed, str(folder / "pairs.json")):
+        scene, name0, name1 = (_entry(entry, key, where) for key in ("scene", "name1", "name2"))
+        if unknown := [name for name in (name0, name1) if (scene, name) not in cameras]:
+            raise ValueError(f"{where}: cameras.json has no {scene}/{unknown[0]}")
+        R = as_rotation(_matrix(entry, "R", (3, 3), where), f"{where}: R")
+        pairs.append(
+            PosePair(
                 f"{scene}/{name0}-{name1}",
                 _bucket(R),
-                _existing(View(folder / scene / name0)),
-                _existing(View(folder / scene / name1)),
+                View(listed_image(below(folder, scene, where), name0, where)),
+                View(listed_image(below(folder, scene, where), name1, where)),
                 cameras[scene, name0],
                 cameras[scene, name1],
                 R,
-                t,
+                _matrix(entry, "t", (3,), where),
             )
-            pairs.append(pair)
-    except KeyError as error:
-        raise ValueError(f"{folder}: cameras.json or pairs.json lacks {error}") from error
+        )
     return pairs
 
 
@@ -213,24 +214,23 @@ def read_pairs_file(path: Path, images: Path | None = None) -> list[PosePair]:
     """
     folder = images or path.parent
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        fields = line.split()
-        if not fields:
-            continue
+    for where, fields in read_lines(path):
         if len(fields) != 38:
-            raise ValueError(f"{path}, line {number}: {len(fields)} fields; expected 38, of {PAIRS_LINE}")
-        K0, K1, T = np.split(np.array(fields[4:], dtype=np.float64), [9, 18])
-        T = T.reshape(4, 4)
+            raise ValueError(f"{where}: {len(fields)} fields; expected 38, of {PAIRS_LINE}")
+        turns, K0, K1, T = np.split(finite_numbers(fields[2:], where), [2, 11, 20])
+        if (turns % 1).any():
+            raise ValueError(f"{where}: {fields[2]} and {fields[3]} are no numbers of quarter turns")
+        R = as_rotation(T.reshape(4, 4)[:3, :3], f"{where}: R")
         pairs.append(
             PosePair(
                 f"{fields[0]}-{fields[1]}",
-                _bucket(T[:3, :3]),
-                _existing(View(folder / fields[0], int(fields[2]) % 4)),
-                _existing(View(folder / fields[1], int(fields[3]) % 4)),
-                Camera(K0.reshape(3, 3)),
-                Camera(K1.reshape(3, 3)),
-                T[:3, :3],
-                T[:3, 3],
+                _bucket(R),
+                View(listed_image(folder, fields[0], where), int(turns[0] % 4)),
+                View(listed_image(folder, fields[1], where), int(turns[1] % 4)),
+                Camera(as_intrinsics(K0.reshape(3, 3), f"{where}: K")),
+                Camera(as_intrinsics(K1.reshape(3, 3), f"{where}: K")),
+                R,
+                T.reshape(4, 4)[:3, 3],
             )
         )
     return pairs
@@ -274,9 +274,9 @@ def _read_sequence(folder: Path, group: str, image: str, homography: str) -> Ite
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; it maps image 1 to image {k}")
         # Some of Oxford's files have blank lines and trailing ones; the nine numbers are what counts.
-        H = np.array(path.read_text(encoding="ascii").split(), dtype=np.float64)
-        if H.size != 9:
-            raise ValueError(f"{path} holds {H.size} numbers; a homography has 9")
+        H = finite_numbers(read_text(path).split(), str(path))
+        if H.size != 9 or np.linalg.matrix_rank(H.reshape(3, 3)) < 3:
+            raise ValueError(f"{path} holds no homography; expected 9 numbers, of a matrix that can be inverted")
         view = View(_image_file(folder, image.format(k)))
         yield HomographyPair(f"{folder.name}/1-{k}", group, reference, view, H.reshape(3, 3))
 
@@ -288,23 +288,40 @@ def _image_file(folder: Path, stem: str) -> Path:
     raise FileNotFoundError(f"{folder} holds no image {stem} ({', '.join(IMAGE_SUFFIXES)})")
 
 
-def _existing(view: View) -> View:
-    if not view.path.exists():
-        raise FileNotFoundError(f"{view.path} does not exist; it is an image of the benchmark")
-    return view
-
-
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
-def _read_json(path: Path) -> Any:
+def _json_file(path: Path, kind: type) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; a strecha benchmark has: {LAYOUTS['strecha']}")
+    content = parse_json(read_text(path), str(path))
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} holds {shown(content)}; expected a JSON {'object' if kind is dict else 'array'}")
+    return content
+
+
+def _entries(entries: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{where} is {shown(entries)}; expected a list of objects")
+    yield from ((f"{where}, entry {number}", entry) for number, entry in enumerate(entries))
+
+
+def _entry(entry: dict[str, Any], key: str, where: str) -> str:
+    if not isinstance(entry.get(key), str):
+        raise ValueError(f"{where}: {key} is {shown(entry.get(key))}; expected a text")
+    return str(entry[key])
+
+
+def _matrix(entry: dict[str, Any], key: str, shape: tuple[int, ...], where: str) -> FloatArray:
+    """The finite numbers of an entry, in this shape."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+        matrix = np.array(entry.get(key), dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        matrix = np.empty(0)
+    if matrix.shape != shape or not np.isfinite(matrix).all():
+        raise ValueError(f"{where}: {key} is {shown(entry.get(key))}; expected numbers of shape {shape}")
+    return matrix
 
 
 def _bucket(R: FloatArray) -> str:

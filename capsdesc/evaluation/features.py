@@ -95,11 +95,20 @@ class FeatureStore:
 
         Raises:
             FileNotFoundError: they were not exported.
+            ValueError: their file is damaged.
         """
-        with np.load(self._path(view, method, keypoints)) as file:
-            width, height = file["image_size"].tolist()
-            file_width, file_height = file["file_size"].tolist()
-            return ViewFeatures(file["keypoints"], file["descriptors"], (width, height), (file_width, file_height))
+        path = self._path(view, method, keypoints)
+        try:
+            with np.load(path) as file:
+                width, height = file["image_size"].tolist()
+                file_width, file_height = file["file_size"].tolist()
+                points, descriptors = file["keypoints"], file["descriptors"]
+        except FileNotFoundError:
+            raise
+        # On damaged bytes numpy fails with nearly any error there is.
+        except Exception as error:
+            raise ValueError(f"{path} is damaged; delete it, and it is computed anew: {error}") from error
+        return ViewFeatures(points, descriptors, (width, height), (file_width, file_height))
 
     def _path(self, view: View, method: Method, keypoints: str) -> Path:
         settings = json.dumps([self._settings(method, keypoints), view.turns], sort_keys=True)

@@ -16,6 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from capsdesc.geometry import as_rotation
+from capsdesc.io.colmap_binary import check_whole
+from capsdesc.io.text import below
+
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
@@ -67,7 +71,7 @@ def import_pycolmap() -> Any:
     try:
         import pycolmap
     except ImportError as error:
-        raise ImportError("reading COLMAP models needs pycolmap: pip install 'capsdesc[colmap]'") from error
+        raise ImportError('COLMAP\'s files need pycolmap: pip install "capsdesc[colmap]"') from error
     return pycolmap
 
 
@@ -107,7 +111,8 @@ def read_model(
 
     Raises:
         FileNotFoundError: there is no model or no image folder, or an image is missing and ``strict`` is set.
-        ValueError: the model cannot be read, or none of its photographs is there.
+        ValueError: the model cannot be read or is broken, an image's name leads out of the folder, or none of its
+            photographs is there.
     """
     pycolmap = import_pycolmap()
     model, images = Path(model), Path(images)
@@ -115,36 +120,38 @@ def read_model(
         raise FileNotFoundError(f"no COLMAP model in {model}: expected cameras, images and points3D as .bin or .txt")
     if not images.is_dir():
         raise FileNotFoundError(f"no image folder {images}")
+    check_whole(model, lambda model_id: _count_parameters(pycolmap, model_id))
     try:
         reconstruction = pycolmap.Reconstruction(str(model))
+        registered = {image.name: image for image in reconstruction.images.values() if image.has_pose}
     except Exception as error:  # pycolmap raises whatever its C++ readers throw
         raise ValueError(f"the COLMAP model in {model} cannot be read: {error}") from error
 
     posed = []
     missing = []
-    for image in sorted(reconstruction.images.values(), key=lambda image: image.name):
-        if not image.has_pose:
-            continue
-        path = images / image.name
+    for name, image in sorted(registered.items()):
+        path = below(images, name, f"the COLMAP model in {model}")
         if not path.is_file():
-            missing.append(image.name)
+            missing.append(name)
             continue
+        where = f"the COLMAP model in {model} is broken: {name}"
         pose = image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world
         ids = sorted({point.point3D_id for point in image.points2D if point.has_point3D()})
         lost = [point_id for point_id in ids if point_id not in reconstruction.points3D]
         if lost:
-            raise ValueError(
-                f"the COLMAP model in {model} is broken: {image.name} sees point {lost[0]}, not in points3D"
-            )
-        points = [reconstruction.points3D[point_id].xyz for point_id in ids]
+            raise ValueError(f"{where} sees point {lost[0]}, not in points3D")
+        R, t = as_rotation(pose.rotation.matrix(), f"{where}: its R"), np.asarray(pose.translation)
+        points = np.array([reconstruction.points3D[point_id].xyz for point_id in ids], dtype=np.float64).reshape(-1, 3)
+        if not all(np.isfinite(values).all() for values in (t, points, image.camera.params)):
+            raise ValueError(f"{where}: its position, its camera or a point that it sees is not finite")
         posed.append(
             PosedImage(
                 path=path,
                 # A copy: the original lives in the reconstruction, which is about to be freed.
                 camera=copy.deepcopy(image.camera),
-                R=np.asarray(pose.rotation.matrix()),
-                t=np.asarray(pose.translation),
-                points=np.asarray(points, dtype=np.float64).reshape(-1, 3),
+                R=R,
+                t=t,
+                points=points,
                 point_ids=np.asarray(ids, dtype=np.int64),
             )
         )
@@ -155,3 +162,9 @@ def read_model(
     if not posed:
         raise ValueError(f"none of the images of the COLMAP model in {model} is in {images}")
     return posed
+
+
+def _count_parameters(pycolmap: Any, model_id: int) -> int:
+    if model_id not in (int(known) for known in pycolmap.CameraModelId.__members__.values()):
+        raise ValueError(f"there is no camera model {model_id}")
+    return len(pycolmap.Camera.create_from_model_id(0, pycolmap.CameraModelId(model_id), 1.0, 1, 1).params)

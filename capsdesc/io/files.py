@@ -15,7 +15,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The block writes to the yielded path, which does not exist yet, lies in the same folder and has the same suffix.
     When the block ends, the file is flushed to disk and renamed to ``path``; when the block raises, it is removed.
-    Permissions follow the umask, and a symbolic link at ``path`` stays a link.
+    Permissions follow the umask, and a symbolic link at ``path`` stays a link. A process that is killed in the block
+    leaves a hidden file behind, and ``path`` as it was.
 
     Args:
         path: The file to write. It may exist; its folder must.
@@ -27,7 +28,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         FileNotFoundError: The folder of ``path`` does not exist, or the block wrote no file.
         IsADirectoryError: ``path`` is a folder.
     """
-    target = Path(path).resolve()
+    # Not Path.resolve, which before Python 3.13 raises RuntimeError where links go in circles.
+    target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(f"cannot write {os.fspath(path)!r}: it is a folder, and a file name is expected")
     if not target.parent.is_dir():

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from capsdesc.io.text import below
+
 if TYPE_CHECKING:
     import PIL.Image
 
@@ -79,7 +81,9 @@ def read_image(path: str | os.PathLike[str]) -> UInt8Array:
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Image files anywhere under a folder, by name.
+    """Image files anywhere under a folder, by name; no hidden ones.
+
+    Among the hidden are those that a killed program left half written, and what macOS writes beside a file.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -87,10 +91,32 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"no folder {os.fspath(folder)!r}")
-    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(
+        path
+        for path in Path(folder).rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
     if not found:
         raise ValueError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in {os.fspath(folder)!r}")
     return found
+
+
+def listed_image(folder: Path, name: str, where: str) -> Path:
+    """The path of an image below a folder, by the name that a file has for it.
+
+    Args:
+        folder: What names are relative to.
+        name: As the file has it.
+        where: Where it stands in that file, for messages.
+
+    Raises:
+        FileNotFoundError: There is no such image.
+        ValueError: The name is absolute or leads out of the folder.
+    """
+    path = below(folder, name, where)
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: there is no image {path}")
+    return path
 
 
 def to_rgb(image: ImageLike, *, name: str = "image") -> UInt8Array:

@@ -1,14 +1,18 @@
 """Where to describe: keypoints in any form, and the detectors that find them."""
 
+from capsdesc.keypoints.detectors import DETECTORS, Detector, get_detector
 from capsdesc.keypoints.keypoints import Array, Keypoints, KeypointsLike, as_points, check_inside
-from capsdesc.keypoints.sift import Detector, SIFTDetector, get_detector
+from capsdesc.keypoints.sift import SIFTDetector
+from capsdesc.keypoints.superpoint import SuperPointDetector
 
 __all__ = [
+    "DETECTORS",
     "Array",
     "Detector",
     "Keypoints",
     "KeypointsLike",
     "SIFTDetector",
+    "SuperPointDetector",
     "as_points",
     "check_inside",
     "get_detector",

@@ -1,37 +1,21 @@
-"""Detectors: what one is, and SIFT (Lowe, IJCV 2004), the default."""
+"""SIFT's keypoints (Lowe, IJCV 2004), the default."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from capsdesc.io.images import to_gray
-from capsdesc.keypoints.keypoints import Keypoints
+from capsdesc.keypoints.keypoints import Keypoints, check_mask, inside_mask
 
 # OpenCV enlarges the image twofold before it detects, which moves every keypoint this far right and down. Its option
 # enable_precise_upscale does not, but enlarges unevenly: the same points are found again less often (by a hundredth of
 # matching accuracy at 3 px on the Oxford sequences).
 UPSCALING_SHIFT = np.float32(0.25)
-
-
-class Detector(Protocol):
-    """Anything that finds keypoints in an image."""
-
-    def detect(
-        self, image: npt.NDArray[np.uint8], max_keypoints: int, mask: npt.NDArray[Any] | None = None
-    ) -> Keypoints:
-        """Keypoints of an image, strongest first.
-
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            max_keypoints: At most so many come back.
-            mask: (H, W) bool or uint8, non-zero where keypoints may lie; ``None`` is everywhere.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +69,7 @@ class SIFTDetector:
             raise ValueError(f"max_keypoints must not be negative, got {max_keypoints}")
         gray = to_gray(image)
         if mask is not None:
-            mask = _checked_mask(mask, gray.shape)
+            mask = check_mask(mask, gray.shape)
         sift = cv2.SIFT.create(
             nOctaveLayers=self.num_octave_layers,
             contrastThreshold=self.contrast_threshold,
@@ -95,49 +79,9 @@ class SIFTDetector:
         # OpenCV would apply nfeatures before the mask and count every orientation, so the cut is made here. It sorts
         # by x, y and angle, which makes stable sorting enough to break ties.
         found = Keypoints.from_cv2(sift.detect(gray, None))
-        points = np.asarray(found.points) - UPSCALING_SHIFT
-        found = replace(found, points=points)
+        found = replace(found, points=np.asarray(found.points) - UPSCALING_SHIFT)
         if mask is not None:
-            column, row = np.rint(points).astype(int).T
-            found = found[mask[row, column] > 0]
+            found = found[inside_mask(found.points, mask)]
         by_strength = found[np.argsort(-np.asarray(found.scores), kind="stable")]
         _, strongest_at_point = np.unique(np.asarray(by_strength.points), axis=0, return_index=True)
         return by_strength[np.sort(strongest_at_point)[:max_keypoints]]
-
-
-_DETECTORS = {"sift": SIFTDetector}
-
-
-def get_detector(detector: str | Detector) -> Detector:
-    """A detector by name, or the user's own.
-
-    Args:
-        detector: ``"sift"``, or any object with the ``detect`` method of :class:`Detector`.
-
-    Raises:
-        TypeError: ``detector`` is neither a name nor an object with a ``detect`` method.
-        ValueError: No detector has this name.
-    """
-    if isinstance(detector, str):
-        if detector not in _DETECTORS:
-            known = ", ".join(repr(name) for name in sorted(_DETECTORS))
-            raise ValueError(f"detector {detector!r} is not known; known are {known}, or pass an object with detect()")
-        return _DETECTORS[detector]()
-    if isinstance(detector, cv2.Feature2D):
-        raise TypeError(
-            "detector is one of OpenCV's; pass its keypoints to describe(), or wrap it in an object like "
-            "capsdesc.keypoints.Detector"
-        )
-    if isinstance(detector, type) or not callable(getattr(detector, "detect", None)):
-        got = f"the class {detector.__name__}" if isinstance(detector, type) else f"a {type(detector).__name__}"
-        raise TypeError(f"detector must be a name or an object with a detect method, got {got}")
-    return detector
-
-
-def _checked_mask(mask: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    if not isinstance(mask, np.ndarray) or mask.dtype not in (np.bool_, np.uint8):
-        got = mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise TypeError(f"mask must be a bool or a uint8 array, got {got}")
-    if mask.shape != shape:
-        raise ValueError(f"mask must have the image's shape {shape}, height and width, got {mask.shape}")
-    return np.ascontiguousarray(mask, dtype=np.uint8)

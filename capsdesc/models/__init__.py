@@ -2,6 +2,17 @@
 
 from capsdesc.models.config import ModelConfig
 from capsdesc.models.maps import DenseFeatures, FeatureMap, dense_features
-from capsdesc.models.network import build_network, inverse_temperatures
+from capsdesc.models.network import build_network, fold_batch_norm, inverse_temperatures
+from capsdesc.models.tiling import Tile, tiles
 
-__all__ = ["DenseFeatures", "FeatureMap", "ModelConfig", "build_network", "dense_features", "inverse_temperatures"]
+__all__ = [
+    "DenseFeatures",
+    "FeatureMap",
+    "ModelConfig",
+    "Tile",
+    "build_network",
+    "dense_features",
+    "fold_batch_norm",
+    "inverse_temperatures",
+    "tiles",
+]

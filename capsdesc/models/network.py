@@ -1,6 +1,9 @@
 """The two networks: an image in, a coarse (stride 16) and a fine (stride 4) feature map out.
 
 With a reliability head there is a third map: the logit, at stride 4, of a point's being found again.
+
+Whoever reads the maps of a single image at few points says so by ``read``, a mask of the cells at stride 4 that they
+need. Then all maps but the coarse one are (1, C, 1, K): the K cells of the mask, row by row.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from capsdesc.models.config import EFFICIENTNETS, ModelConfig
 from capsdesc.models.efficientnet_lite import EfficientNetLiteEncoder
@@ -88,12 +92,12 @@ class CAPSNetwork(ResNetEncoder):
         if config.normalize:
             self.log_inverse_temperature = nn.Parameter(torch.tensor(LOG_INVERSE_TEMPERATURE))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, image: Tensor, read: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         stride4, stride8, stride16 = super().forward(image)
         coarse = self.conv_coarse(stride16)
         x = self.iconv3(_beside(stride8, self.upconv3(stride16)))
         x = self.iconv2(_beside(stride4, self.upconv2(x)))
-        return coarse, self.conv_fine(x)
+        return coarse, self.conv_fine(x if read is None else _cells(x, read))
 
 
 def _beside(skip: Tensor, upsampled: Tensor) -> Tensor:
@@ -105,7 +109,11 @@ def _beside(skip: Tensor, upsampled: Tensor) -> Tensor:
 
 
 class CompactNetwork(nn.Module):
-    """A light encoder and an additive pyramid: 1x1 laterals, upsample and add, one 3x3 each at stride 8 and 4."""
+    """A light encoder and an additive pyramid: 1x1 laterals, upsample and add, one 3x3 each at stride 8 and 4.
+
+    Attributes:
+        reach: how many pixels to each side of a cell its features depend on.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -125,13 +133,47 @@ class CompactNetwork(nn.Module):
         if config.normalize:
             self.log_inverse_temperature = nn.Parameter(torch.tensor(LOG_INVERSE_TEMPERATURE))
         self.has_reliability = config.reliability
+        # Upsampling from stride s reads cells s / 2 away, a 3x3 at stride s those s away.
+        self.reach = _reach(self.encoder) + (8 + 8) + (4 + 4)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, read: Tensor | None = None) -> tuple[Tensor, ...]:
         stride4, stride8, stride16 = self.encoder(image)
         x = self.smooth8(self.lateral8(stride8) + _upsample_exactly(self.lateral16(stride16), stride8))
-        x = self.smooth4(self.lateral4(stride4) + _upsample_exactly(x, stride4))
+        x = self.lateral4(stride4) + _upsample_exactly(x, stride4)
+        x = self.smooth4(x) if read is None else self.smooth4[1](_convolve_cells(self.smooth4[0], x, read))
         maps = (self.coarse_head(stride16), self.fine_head(x))
         return (*maps, self.reliability_head(x)) if self.has_reliability else maps
+
+
+def _reach(encoder: nn.Module) -> int:
+    """How many pixels to each side of a cell at stride 16 an encoder's features depend on."""
+    pixels, stride = 0, 1
+    for name, layer in encoder.named_modules():
+        # Shortcuts run beside the layers that are named in their order, and reach no farther.
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d)) and "downsample" not in name:
+            kernel, step = (
+                max(size) if isinstance(size, tuple) else size for size in (layer.kernel_size, layer.stride)
+            )
+            pixels += kernel // 2 * stride
+            stride *= step
+    return pixels
+
+
+def _cells(x: Tensor, read: Tensor) -> Tensor:
+    """The cells of a mask, (1, C, 1, K)."""
+    return x.permute(0, 2, 3, 1)[:, read].transpose(1, 2)[:, :, None]
+
+
+def _convolve_cells(convolution: nn.Module, x: Tensor, read: Tensor) -> Tensor:
+    """What a zero-padded 3 x 3 convolution makes of (1, C, h, w) at the cells of a mask, (1, C', 1, K)."""
+    weight, bias = convolution.get_parameter("weight"), convolution.get_parameter("bias")
+    padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)[0]
+    rows, columns = read.nonzero(as_tuple=True)
+    width = padded.shape[1]
+    around = torch.arange(3, device=x.device)
+    taps = (rows * width + columns)[:, None] + (around[:, None] * width + around).flatten()
+    patches = F.embedding(taps, padded.flatten(0, 1)).flatten(1)
+    return F.linear(patches, weight.permute(0, 2, 3, 1).flatten(1), bias).T[None, :, None]
 
 
 def _upsample_exactly(x: Tensor, like: Tensor) -> Tensor:
@@ -157,7 +199,27 @@ def normalize_image(image: Tensor) -> Tensor:
     """RGB in 0..1, (B, 3, H, W), to zero mean and unit variance over ImageNet."""
     mean = image.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
     std = image.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
-    return (image - mean) / std
+    return (image - mean).div_(std)
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """The network, changed to compute the same without batch normalisation, which each convolution takes over.
+
+    Args:
+        network: in eval mode, each normalisation registered right after its convolution. It trains no more.
+    """
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, nn.Conv2d):
+            before, convolution = name, layer
+        elif isinstance(layer, nn.BatchNorm2d):
+            _replace(network, before, fuse_conv_bn_eval(convolution, layer))
+            _replace(network, name, nn.Identity())
+    return network
+
+
+def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, layer)
 
 
 def build_network(config: ModelConfig) -> nn.Module:

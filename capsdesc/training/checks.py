@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import sys
 from typing import Any
+
+from capsdesc.io.text import shown
 
 
 def check_numbers(config: Any, *names: str, least: float = -math.inf, most: float = math.inf) -> None:
@@ -11,16 +15,19 @@ def check_numbers(config: Any, *names: str, least: float = -math.inf, most: floa
 
     Args:
         config: a config dataclass.
-        names: which of its settings; without any, all that are numbers.
+        names: which of its settings; without any, all whose default is a number.
         least: smallest value.
         most: largest value.
 
     Raises:
+        TypeError: a setting is no number.
         ValueError: a setting is out of range; it is named.
     """
-    values = {name: value for name, value in vars(config).items() if type(value) in (int, float)}
-    for name in names or values:
-        value = values[name]
-        if not (math.isfinite(value) and least <= value <= most):
+    for name in names or [field.name for field in dataclasses.fields(config) if type(field.default) in (int, float)]:
+        value = getattr(config, name)
+        if type(value) not in (int, float):
+            raise TypeError(f"{name} is {shown(value)}; expected an int or a float")
+        # An integer may be too large for math.isfinite.
+        if not (-sys.float_info.max <= value <= sys.float_info.max and least <= value <= most):
             limits = f"at least {least:g}" if most == math.inf else f"{least:g} to {most:g}"
             raise ValueError(f"{name} is {value}; expected {limits}")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from capsdesc.io.text import parse_yaml, shown
 from capsdesc.models.config import ModelConfig
 from capsdesc.training.augmentation import AugmentationConfig
 from capsdesc.training.checks import check_numbers
@@ -136,10 +137,7 @@ class TrainingConfig:
         Raises:
             ValueError: it is no YAML mapping, a key is unknown, or a value is refused; the key is named in full.
         """
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"the training config is no valid YAML: {error}") from error
+        values = parse_yaml(text, "the training config")
         return build(cls, {} if values is None else values)
 
 
@@ -159,7 +157,7 @@ def build(kind: type[T], values: object, where: str = "") -> T:
         ValueError: a key is unknown or a value has the wrong type; it is named as ``data.width``.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where or 'the config'} is {values!r}; expected a mapping of settings")
+        raise ValueError(f"{where or 'the config'} is {shown(values)}; expected a mapping of settings")
     hints = typing.get_type_hints(kind)
     unknown = [f"{where}.{key}".lstrip(".") for key in values if key not in hints]
     if unknown:
@@ -181,13 +179,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if typing.get_origin(hint) is tuple:
         parts = typing.get_args(hint)
         if not isinstance(value, (list, tuple)) or len(value) != len(parts):
-            raise ValueError(f"{where} is {value!r}; expected {len(parts)} numbers")
+            raise ValueError(f"{where} is {shown(value)}; expected {len(parts)} numbers")
         return tuple(_convert(part, item, where) for part, item in zip(parts, value, strict=True))
     if hint is float and type(value) in (int, str):
         # YAML 1.1 takes 1e-3, which has no decimal point, for a text.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             value = float(value)
     if type(value) is not hint:
         hint_text = {float: "a number", int: "an integer", str: "a text", bool: "true or false"}[hint]
-        raise ValueError(f"{where} is {value!r}; expected {hint_text}")
+        raise ValueError(f"{where} is {shown(value)}; expected {hint_text}")
     return value

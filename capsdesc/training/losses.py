@@ -17,9 +17,9 @@ from capsdesc.models.maps import DenseFeatures
 from capsdesc.models.network import inverse_temperatures
 from capsdesc.training.checks import check_numbers
 
-# The network's logit of being found again is this times the calibrated one: descriptors that squared the odds kept more
-# unreliable points from matching.
-SHARPNESS = 2.0
+# The network's logit of being found again is SHARPNESS times the calibrated one, less CAUTION: descriptors that square
+# the odds, and doubt every point a little, keep more unreliable points from matching.
+SHARPNESS, CAUTION = 2.0, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,8 +303,8 @@ def reliability_loss(
 ) -> Tensor:
     """How well the network tells which keypoints of an image are found again in another; over the homography pairs.
 
-    Cross entropy of the logits over ``SHARPNESS``. Keypoints whose place is not in the other image say nothing about it
-    and are left out.
+    Cross entropy of the calibrated logits, (logit + CAUTION) / SHARPNESS. Keypoints whose place is not in the other
+    image say nothing about it and are left out.
 
     Args:
         features0: maps of the first images, with a reliability.
@@ -333,7 +333,7 @@ def reliability_loss(
         places = transfer(keypoints, homography)
         last = places.new_tensor(other.image_size) - 1
         keep = detected & supervision.planar[:, None] & ((places >= 0) & (places <= last)).all(-1)
-        logits = reliability.sample(keypoints)[..., 0] / SHARPNESS
+        logits = (reliability.sample(keypoints)[..., 0] + CAUTION) / SHARPNESS
         wrong = F.binary_cross_entropy_with_logits(logits, found.to(logits.dtype), reduction="none")
         total = total + torch.where(keep, wrong, torch.zeros_like(wrong)).sum()
         count = count + keep.sum()

@@ -9,34 +9,37 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import math
-import os
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import cv2
 import yaml
 from tqdm import tqdm
 
 from capsdesc.io.colmap import import_pycolmap
+from capsdesc.io.colmap_database import check_camera_model
 from capsdesc.io.files import atomic_path
 from capsdesc.io.images import find_images, read_image
+from capsdesc.sfm import (
+    ModelSummary,
+    check_folders,
+    colmap_pairing,
+    extract_sift,
+    is_mapped,
+    map_photographs,
+    match_sift,
+    read_models,
+    verify,
+)
 from capsdesc.training.config import build
-
-if TYPE_CHECKING:
-    import pycolmap
 
 logger = logging.getLogger(__name__)
 
 MATCHERS = ("exhaustive", "sequential")
 
-SECONDS_BETWEEN_LOOKS = 0.5
 JPEG_QUALITY = 95
-# Lists the photographs the models were made from, beside them.
-MAPPED = "photographs.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,33 +58,11 @@ class PrepareConfig:
     max_size: int | None = None
 
     def __post_init__(self) -> None:
-        pycolmap = import_pycolmap()
-        models = [name for name in pycolmap.CameraModelId.__members__ if name != "INVALID"]
-        if self.camera_model not in models:
-            raise ValueError(f"camera_model is {self.camera_model!r}; expected one of {', '.join(models)}")
+        check_camera_model(self.camera_model)
         if self.matcher not in MATCHERS:
             raise ValueError(f"matcher is {self.matcher!r}; expected one of {', '.join(MATCHERS)}")
         if self.max_size is not None and self.max_size < 64:
             raise ValueError(f"max_size is {self.max_size}; expected at least 64 pixels")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSummary:
-    """A model that came out.
-
-    Attributes:
-        folder: where it lies.
-        names: names of its registered photographs.
-        points: number of scene points.
-        track_length: mean number of photographs that see a point.
-        reprojection_error: mean distance of the points from where they were seen, in pixels.
-    """
-
-    folder: Path
-    names: tuple[str, ...]
-    points: int
-    track_length: float
-    reprojection_error: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,34 +123,28 @@ def prepare(photographs: Path, out: Path, config: PrepareConfig, *, threads: int
         FileExistsError: ``out/sparse`` holds models that come from elsewhere.
         RuntimeError: no two photographs could be related to each other.
     """
-    pycolmap = import_pycolmap()
-    if threads != -1 and threads < 1:
-        raise ValueError(f"threads is {threads}; expected a positive number, or -1 for all cores")
     files = find_images(photographs)
-    if out.resolve().is_relative_to(photographs.resolve()):
-        raise ValueError(f"{out} lies in {photographs}; expected a folder outside that of the photographs")
-    out.mkdir(parents=True, exist_ok=True)
+    check_folders(photographs, out, threads)
     _pin_settings(out / "prepare.yaml", config)
     names = _gather(photographs, files, out / "images", config.max_size)
     if len(names) < 2:
         raise ValueError(f"{len(names)} photographs in {photographs} can be read; expected at least two")
     models = out / "sparse"
-    if models.exists() and not (models / MAPPED).is_file():
-        raise FileExistsError(f"{models} holds models that come from elsewhere; choose another folder or move them")
-    if not models.exists() or (models / MAPPED).read_text(encoding="utf-8").splitlines() != names:
-        # COLMAP tells a line per photograph and pair; errors are still told.
-        pycolmap.logging.minloglevel = int(pycolmap.logging.ERROR)
+    if not is_mapped(models, names):
         database = out / "database.db"
-        _extract(database, photographs, out / "images", names, config, threads)
-        _match(database, config.matcher, threads)
-        _map(database, out / "images", models, names, threads)
-    summaries = [_summarize(folder) for folder in sorted(models.glob("[0-9]*"), key=lambda folder: int(folder.name))]
-    registered = {name for summary in summaries for name in summary.names}
-    lost = [name for name in names if name not in registered]
-    if lost:
-        examples = ", ".join(lost[:10]) + (", ..." if len(lost) > 10 else "")
-        logger.warning("%d of %d photographs are in no model: %s", len(lost), len(names), examples)
-    return summaries
+        extract_sift(database, out / "images", names, camera_model=config.camera_model, threads=threads)
+        if config.max_size is not None:
+            _restore_focal_lengths(database, photographs, names, config.camera_model)
+        match_sift(database, colmap_pairing(config.matcher), threads)
+        verify(database, threads)
+        map_photographs(database, out / "images", models, names, threads)
+    found = read_models(models, names)
+    if not found:
+        raise RuntimeError(
+            f"no two of the {len(names)} photographs could be related to each other: do they overlap, and is there "
+            "enough of texture and enough of sideways motion between them?"
+        )
+    return found
 
 
 def _pin_settings(path: Path, config: PrepareConfig) -> None:
@@ -224,32 +199,10 @@ def _link(file: Path, target: Path) -> None:
             shutil.copyfile(file, temporary)
 
 
-def _extract(
-    database: Path, photographs: Path, images: Path, names: Sequence[str], config: PrepareConfig, threads: int
-) -> None:
-    """SIFT features of the photographs that have none yet."""
-    pycolmap = import_pycolmap()
-    reader = pycolmap.ImageReaderOptions(camera_model=config.camera_model)
-
-    def extract(token: Any) -> None:
-        pycolmap.extract_features(
-            database,
-            images,
-            list(names),
-            reader_options=reader,
-            extraction_options=pycolmap.FeatureExtractionOptions(num_threads=threads),
-            device=pycolmap.Device.cpu,
-            cancellation_token=token,
-        )
-
-    _watch(extract, database, lambda opened: opened.num_images(), "features", len(names))
-    if config.max_size is not None:
-        _restore_focal_lengths(database, photographs, names, reader)
-
-
-def _restore_focal_lengths(database: Path, photographs: Path, names: Sequence[str], reader: Any) -> None:
+def _restore_focal_lengths(database: Path, photographs: Path, names: Sequence[str], camera_model: str) -> None:
     """Shrunken copies have lost the focal length that the original's EXIF data tell."""
     pycolmap = import_pycolmap()
+    reader = pycolmap.ImageReaderOptions(camera_model=camera_model)
     with pycolmap.Database.open(database) as opened:
         for name in names:
             image = opened.read_image_with_name(name)
@@ -261,110 +214,3 @@ def _restore_focal_lengths(database: Path, photographs: Path, names: Sequence[st
                 original.rescale(camera.width, camera.height)
                 original.camera_id = camera.camera_id
                 opened.update_camera(original)
-
-
-def _match(database: Path, matcher: str, threads: int) -> None:
-    """Match the pairs that are not matched yet and verify them geometrically."""
-    pycolmap = import_pycolmap()
-    matching = pycolmap.FeatureMatchingOptions(num_threads=threads)
-    sequential = pycolmap.SequentialPairingOptions(num_threads=threads)
-
-    def match(token: Any) -> None:
-        if matcher == "sequential":
-            pycolmap.match_sequential(
-                database, matching, sequential, device=pycolmap.Device.cpu, cancellation_token=token
-            )
-        else:
-            pycolmap.match_exhaustive(database, matching, device=pycolmap.Device.cpu, cancellation_token=token)
-
-    with pycolmap.Database.open(database) as opened:
-        if matcher == "sequential":
-            total = len(pycolmap.SequentialPairGenerator(sequential, opened).all_pairs())
-        else:
-            total = math.comb(opened.num_images(), 2)
-    _watch(match, database, lambda opened: opened.num_matched_image_pairs(), "pairs", total)
-
-
-def _watch(
-    step: Callable[[pycolmap.CancellationToken], None],
-    database: Path,
-    count: Callable[[pycolmap.Database], int],
-    label: str,
-    total: int,
-) -> None:
-    """Run a step of COLMAP, which is silent, beside a progress bar of what it has put into the database.
-
-    The step has a thread of its own, so that it can be interrupted and stops after the photograph or pair it is at.
-    """
-    pycolmap = import_pycolmap()
-    token = pycolmap.CancellationToken()
-    with (
-        pycolmap.Database.open(database) as opened,
-        ThreadPoolExecutor(1) as executor,
-        tqdm(total=total, desc=label, disable=None) as bar,
-    ):
-        running = executor.submit(step, token)
-        try:
-            while not running.done():
-                wait([running], timeout=SECONDS_BETWEEN_LOOKS)
-                bar.update(count(opened) - bar.n)
-        except BaseException:
-            token.cancel()
-            raise
-        running.result()
-
-
-def _map(database: Path, images: Path, models: Path, names: Sequence[str], threads: int) -> None:
-    """Reconstruct, and write the models that have photographs of their own, largest first."""
-    pycolmap = import_pycolmap()
-    partial = models.with_name("sparse.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "all").mkdir(parents=True)
-    options = pycolmap.IncrementalPipelineOptions(num_threads=threads, random_seed=0)
-    with tqdm(total=len(names), desc="mapping", disable=None) as bar:
-        found = pycolmap.incremental_mapping(
-            database,
-            images,
-            partial / "all",
-            options,
-            initial_image_pair_callback=lambda: _advance(bar, 2),
-            next_image_callback=lambda: _advance(bar, 1),
-        )
-    shutil.rmtree(partial / "all")
-    registered: set[str] = set()
-    count = 0
-    for model in sorted(found.values(), key=lambda model: model.num_reg_images(), reverse=True):
-        own = {model.image(image_id).name for image_id in model.reg_image_ids()}
-        if own <= registered:
-            continue
-        registered |= own
-        folder = partial / str(count)
-        folder.mkdir()
-        model.write(folder)
-        count += 1
-    if count == 0:
-        shutil.rmtree(partial)
-        raise RuntimeError(
-            f"no two of the {len(names)} photographs could be related to each other: do they overlap, and is there "
-            "enough of texture and enough of sideways motion between them?"
-        )
-    (partial / MAPPED).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    shutil.rmtree(models, ignore_errors=True)
-    os.replace(partial, models)
-
-
-def _advance(bar: tqdm[NoReturn], count: int) -> None:
-    """COLMAP takes no callback that returns anything."""
-    bar.update(count)
-
-
-def _summarize(folder: Path) -> ModelSummary:
-    pycolmap = import_pycolmap()
-    model = pycolmap.Reconstruction(folder)
-    return ModelSummary(
-        folder=folder,
-        names=tuple(sorted(model.image(image_id).name for image_id in model.reg_image_ids())),
-        points=model.num_points3D(),
-        track_length=model.compute_mean_track_length(),
-        reprojection_error=model.compute_mean_reprojection_error(),
-    )

@@ -14,23 +14,30 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import yaml
 from scipy.spatial.transform import Rotation
 
 from capsdesc.evaluation.datasets import read_pairs_file
-from capsdesc.geometry import essential_from_pose, relative_pose, rotation_error, sampson_distance
+from capsdesc.geometry import (
+    ROTATION_TOLERANCE,
+    as_rotation,
+    essential_from_pose,
+    relative_pose,
+    rotation_error,
+    sampson_distance,
+)
 from capsdesc.io.colmap import PosedImage, find_model, import_pycolmap, read_model
-from capsdesc.io.images import image_size, read_image, to_gray
+from capsdesc.io.images import image_size, listed_image, read_image, to_gray
+from capsdesc.io.text import below, finite_numbers, parse_json, parse_yaml, read_lines, read_text, shown
 from capsdesc.matching import match
 from capsdesc.training.checks import check_numbers
 from capsdesc.training.config import build
@@ -62,8 +69,8 @@ FEWEST_MEASURED = 50
 # The share of measured depths left out at either end.
 OUTLYING_PERCENT = 2.0
 
-# How far a rotation read from a file may be off, by rounding.
-ROTATION_TOLERANCE = 0.01
+# In pixels; what is larger is no image's.
+LARGEST_EDGE = 2**20
 
 # Lenses of transforms.json that k1, k2, p1, p2 and k3 describe.
 NERF_PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
@@ -206,8 +213,7 @@ class PairsSource(PosesSource):
         photographs = []
         for pair in upright:
             where = f"{path}, pair {pair.name}"
-            R = _rotation(pair.R, where)
-            poses = ((np.eye(3), np.zeros(3)), (R, pair.t))
+            poses = ((np.eye(3), np.zeros(3)), (pair.R, pair.t))
             views = ((pair.view0, pair.camera0), (pair.view1, pair.camera1))
             for (view, lens), (R, t) in zip(views, poses, strict=True):
                 if view.path not in sizes:
@@ -266,8 +272,11 @@ class TumSource(PosesSource):
         super().__post_init__()
         check_numbers(self, "max_difference", least=0)
         check_numbers(self, "every", least=1)
-        if not min(self.intrinsics[:2]) > 0:
-            raise ValueError(f"intrinsics is {list(self.intrinsics)}; expected fx, fy, cx, cy, the first two positive")
+        if not (min(self.intrinsics[:2]) > 0 and np.isfinite([*self.intrinsics, *self.distortion]).all()):
+            raise ValueError(
+                f"intrinsics is {list(self.intrinsics)} and distortion is {list(self.distortion)}; expected fx, fy, "
+                "cx, cy and k1, k2, p1, p2, k3, all finite and the first two positive"
+            )
 
     def scenes(self, config: DataConfig) -> list[Scene]:
         """One scene."""
@@ -307,12 +316,11 @@ def read_sources(path: str | os.PathLike[str]) -> list[Source]:
         ValueError: it is no YAML list of mappings, or a setting is unknown, missing or refused; it is named.
     """
     path = Path(path)
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {error}") from error
+    entries = parse_yaml(read_text(path), str(path))
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{path} holds {entries!r}; expected a list of sources, each '- kind: ...' and 'path: ...'")
+        raise ValueError(
+            f"{path} holds {shown(entries)}; expected a list of sources, each '- kind: ...' and 'path: ...'"
+        )
     return [
         _source(entry, path.parent, f"{path}, source {number} of {len(entries)}")
         for number, entry in enumerate(entries, start=1)
@@ -320,9 +328,10 @@ def read_sources(path: str | os.PathLike[str]) -> list[Source]:
 
 
 def _source(entry: dict[str, Any], folder: Path, where: str) -> Source:
-    if entry.get("kind") not in SOURCES:
-        raise ValueError(f"{where}: kind is {entry.get('kind')!r}; expected one of {', '.join(SOURCES)}")
-    kind = SOURCES[entry["kind"]]
+    named = entry.get("kind")
+    if not isinstance(named, str) or named not in SOURCES:
+        raise ValueError(f"{where}: kind is {shown(named)}; expected one of {', '.join(SOURCES)}")
+    kind = SOURCES[named]
     values = {key: value for key, value in entry.items() if key != "kind"}
     required = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
     missing = [name for name in required if name not in values]
@@ -544,43 +553,9 @@ def _opencv_camera(size: tuple[int, int], intrinsics: Sequence[float], distortio
     return _camera("FULL_OPENCV", size, [*pinhole, k1, k2, p1, p2, k3, 0, 0, 0])
 
 
-def _rotation(R: Array, where: str) -> Array:
-    """The rotation next to a matrix that was rounded when it was written."""
-    if np.isfinite(R).all():
-        U, _, Vt = np.linalg.svd(R)
-        nearest = U @ Vt
-        if np.abs(nearest - R).max() < ROTATION_TOLERANCE and np.linalg.det(nearest) > 0:
-            return np.asarray(nearest)
-    raise ValueError(f"{where}: {np.round(R, 4).tolist()} is no rotation")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Where each line stands and its fields; empty lines and comments (#) are left out."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        fields = line.split()
-        if fields and not fields[0].startswith("#"):
-            yield f"{path}, line {number}", fields
-
-
-def _numbers(fields: Sequence[str], where: str) -> Array:
-    try:
-        numbers = np.array(fields, dtype=np.float64)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}; expected numbers") from error
-    if not np.isfinite(numbers).all():
-        raise ValueError(f"{where}: {' '.join(fields)} holds a number that is not finite")
-    return numbers
-
-
-def _existing(path: Path, where: str) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(f"{where}: there is no image {path}")
-    return path
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -592,25 +567,27 @@ def _numbered(folder: Path) -> list[Path]:
 
 def _read_img_cam(folder: Path) -> dict[str, PosedImage]:
     photographs: dict[str, PosedImage] = {}
-    for where, fields in _lines(folder / "img_cam.txt"):
+    for where, fields in read_lines(folder / "img_cam.txt"):
         if len(fields) != 19:
             raise ValueError(f"{where}: {len(fields)} fields; expected 19, of 'name w h fx fy cx cy R(9) t(3)'")
-        name, numbers = fields[0], _numbers(fields[1:], where)
+        name, numbers = fields[0], finite_numbers(fields[1:], where)
         width, height = numbers[:2]
-        if not (width > 0 and height > 0 and width % 1 == 0 and height % 1 == 0 and (numbers[2:4] > 0).all()):
+        if not (0 < min(width, height) <= max(width, height) <= LARGEST_EDGE and (numbers[2:4] > 0).all()) or (
+            width % 1 or height % 1
+        ):
             raise ValueError(f"{where}: expected a size in whole pixels and positive focal lengths")
         if name in photographs:
             raise ValueError(f"{where}: {name} stands there a second time")
         camera = _camera("PINHOLE", (int(width), int(height)), numbers[2:6].tolist())
-        R = _rotation(numbers[6:15].reshape(3, 3), where)
-        photographs[name] = _posed(_existing(folder / "images" / name, where), camera, R, numbers[15:])
+        R = as_rotation(numbers[6:15].reshape(3, 3), f"{where}: R")
+        photographs[name] = _posed(listed_image(folder / "images", name, where), camera, R, numbers[15:])
     return photographs
 
 
 def _read_pair_names(path: Path, photographs: Mapping[str, PosedImage]) -> Array:
     indices = {name: index for index, name in enumerate(photographs)}
     pairs = []
-    for where, fields in _lines(path):
+    for where, fields in read_lines(path):
         if len(fields) != 2:
             raise ValueError(f"{where}: {len(fields)} fields; expected 2, of 'name0 name1'")
         unknown = [name for name in fields if name not in indices]
@@ -623,10 +600,10 @@ def _read_pair_names(path: Path, photographs: Mapping[str, PosedImage]) -> Array
 def _read_trajectory(path: Path) -> list[tuple[float, Array, Array]]:
     """Times in seconds with rotations and translations from world to camera."""
     poses = []
-    for where, fields in _lines(path):
+    for where, fields in read_lines(path):
         if len(fields) != 8:
             raise ValueError(f"{where}: {len(fields)} fields; expected 8, of 'timestamp tx ty tz qx qy qz qw'")
-        numbers = _numbers(fields, where)
+        numbers = finite_numbers(fields, where)
         if abs(np.linalg.norm(numbers[4:]) - 1) > ROTATION_TOLERANCE:
             raise ValueError(f"{where}: the quaternion {' '.join(fields[4:])} is not of unit length")
         R = Rotation.from_quat(numbers[4:]).as_matrix().T
@@ -638,18 +615,15 @@ def _read_trajectory(path: Path) -> list[tuple[float, Array, Array]]:
 
 def _read_image_list(path: Path) -> list[tuple[float, Path]]:
     images = []
-    for where, fields in _lines(path):
+    for where, fields in read_lines(path):
         if len(fields) != 2:
             raise ValueError(f"{where}: {len(fields)} fields; expected 2, of 'timestamp file'")
-        images.append((float(_numbers(fields[:1], where)[0]), _existing(path.parent / fields[1], where)))
+        images.append((float(finite_numbers(fields[:1], where)[0]), listed_image(path.parent, fields[1], where)))
     return images
 
 
 def _read_transforms(path: Path) -> list[PosedImage]:
-    try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    whole = parse_json(read_text(path), str(path))
     frames = whole.get("frames") if isinstance(whole, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
         raise ValueError(f"{path} has no list of frames; expected a transforms.json")
@@ -658,48 +632,53 @@ def _read_transforms(path: Path) -> list[PosedImage]:
     for number, frame in enumerate(frames):
         where = f"{path}, frames[{number}]"
         if not isinstance(frame.get("file_path"), str):
-            raise ValueError(f"{where}: file_path is {frame.get('file_path')!r}; expected the image's file")
-        image = _nerf_image(path.parent / frame["file_path"], where)
+            raise ValueError(f"{where}: file_path is {shown(frame.get('file_path'))}; expected the image's file")
+        image = _nerf_image(path.parent, frame["file_path"], where)
         lens = {**common, **frame}
         if not {"w", "h"} <= lens.keys():
             # The frames of one file share their size where it does not say otherwise.
             common["w"], common["h"] = lens["w"], lens["h"] = image_size(image)
         pose = np.array(_matrix(frame.get("transform_matrix"), where))
-        to_world = _rotation(pose[:3, :3], where)
+        to_world = as_rotation(pose[:3, :3], f"{where}: R")
         R = OPENGL_TO_OPENCV @ to_world.T
         photographs.append(_posed(image, _nerf_camera(lens, where), R, -R @ pose[:3, 3]))
     return photographs
 
 
-def _nerf_image(path: Path, where: str) -> Path:
+def _nerf_image(folder: Path, name: str, where: str) -> Path:
     for suffix in NERF_SUFFIXES:
-        if (candidate := path.with_name(path.name + suffix)).is_file():
+        if (candidate := below(folder, name + suffix, where)).is_file():
             return candidate
-    return _existing(path, where)
+    return listed_image(folder, name, where)
 
 
 def _matrix(values: Any, where: str) -> Array:
     try:
         matrix = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         matrix = np.empty(0)
     if matrix.shape not in ((4, 4), (3, 4)) or not np.isfinite(matrix).all():
-        raise ValueError(f"{where}: transform_matrix is {values!r}; expected 4 x 4 numbers")
+        raise ValueError(f"{where}: transform_matrix is {shown(values)}; expected 4 x 4 numbers")
     return matrix
 
 
 def _nerf_camera(lens: Mapping[str, Any], where: str) -> Any:
     def number(key: str, default: float) -> float:
         value = lens.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
-            raise ValueError(f"{where}: {key} is {value!r}; expected a number")
+        # An integer may be too large for a float.
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not -sys.float_info.max <= value <= sys.float_info.max
+        ):
+            raise ValueError(f"{where}: {key} is {shown(value)}; expected a number")
         return float(value)
 
     width, height = number("w", 0), number("h", 0)
     focal_x = _focal_of_angle(width, number("camera_angle_x", 0))
     fx = number("fl_x", focal_x)
     fy = number("fl_y", _focal_of_angle(height, number("camera_angle_y", 0)) or fx)
-    if not (width >= 1 and height >= 1 and fx > 0 and fy > 0):
+    if not (1 <= min(width, height) <= max(width, height) <= LARGEST_EDGE and fx > 0 and fy > 0):
         raise ValueError(
             f"{where}: size {width:g} x {height:g} and focal lengths {fx:g} and {fy:g}; "
             "expected fl_x or camera_angle_x, and all of them positive"
@@ -712,7 +691,7 @@ def _nerf_camera(lens: Mapping[str, Any], where: str) -> Any:
         return _camera("OPENCV_FISHEYE", size, [fx, fy, *center, k1, k2, k3, k4])
     if model not in NERF_PERSPECTIVE:
         raise ValueError(
-            f"{where}: camera_model is {model!r}; expected one of {', '.join((*NERF_PERSPECTIVE, NERF_FISHEYE))}"
+            f"{where}: camera_model is {shown(model)}; expected one of {', '.join((*NERF_PERSPECTIVE, NERF_FISHEYE))}"
         )
     if k4:
         raise ValueError(f"{where}: k4 is {k4}; expected 0 for a lens that is no fisheye")

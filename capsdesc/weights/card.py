@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from capsdesc.io.text import parse_yaml, read_text
 from capsdesc.models import ModelConfig
 
 TAGS = ("local-features", "image-matching", "descriptors", "CAPS")
@@ -103,10 +104,7 @@ def read_licenses(path: Path) -> dict[str, str]:
         OSError: the file cannot be opened.
         ValueError: it holds anything else.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML file: {error}") from error
+    content = parse_yaml(read_text(path), str(path))
     if not isinstance(content, dict) or not all(isinstance(text, str) for pair in content.items() for text in pair):
         raise ValueError(f"{path} does not hold licences; expected a line of SCENE: LICENCE for each scene, as texts")
     return content
@@ -138,7 +136,7 @@ def _training(
     data, optimizer = settings["data"], settings["optimizer"]
     done = log[-1]["step"] if log else 0
     steps = f"{settings['steps']} steps" if done == settings["steps"] else f"{done} of {settings['steps']} steps"
-    minutes = sum(row["seconds"] for row in log) / 60
+    minutes = sum(row["seconds"] for row in log if row["step"] > 0) / 60
     pairs = "posed photographs two by two"
     if data["planar_share"] > 0:
         planar = f"{100 * data['planar_share']:g} % of the pairs are homographies of one of {photographs} photographs"
@@ -161,7 +159,8 @@ def _training(
 def _figures(
     log: Sequence[Mapping[str, Any]], step: int, scenes: Sequence[SceneSummary], held_out: Sequence[SceneSummary]
 ) -> list[str]:
-    validated = [row for row in log if "validation" in row]
+    judged = [row for row in log if "validation" in row]
+    before, validated = ([row for row in judged if (row["step"] > 0) == after] for after in (False, True))
     if not validated:
         return ["It was not judged: no pair was held out, or no validation came before the end."]
     last = validated[-1]
@@ -177,6 +176,7 @@ def _figures(
         "",
         "| validation | step | median error (px) | surer half (px) | within 3 px | matches | right |",
         "| --- | --- | --- | --- | --- | --- | --- |",
+        *(_judgement("before training", row) for row in before),
         *(_judgement("chosen", row) for row in chosen),
         _judgement("last", last),
         "",
@@ -185,8 +185,8 @@ def _figures(
         "keypoints of a pair, right those within 3 px of their line. A point near its line is not yet the right point: "
         "these figures compare runs on the same data, and nothing else.",
         "",
-        f"The weights are those of step {step}: of all validations and the last step, what had the most right matches "
-        "was kept.",
+        f"The weights are those of step {step}: of all validations of trained weights and the last step, what had the "
+        "most right matches was kept.",
     ]
 
 

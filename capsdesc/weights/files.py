@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import safetensors
 import safetensors.torch
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from capsdesc.io.files import atomic_path
+from capsdesc.io.text import shown
 from capsdesc.models import ModelConfig, build_network
 
 CONFIG_FILE = "config.json"
@@ -125,22 +127,27 @@ def read_pair(config_file: Readable, tensors_file: Readable, source: str) -> Wei
     """
     try:
         config = ModelConfig.from_json(config_file.read_bytes().decode("utf-8"))
-    except (TypeError, ValueError) as error:
+        expected = expected_shapes(config)
+    # RuntimeError and OverflowError are how torch takes dimensions that no memory could hold.
+    except (TypeError, ValueError, RecursionError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{source}: {CONFIG_FILE} is refused: {error}") from error
     tensors = read_safetensors(tensors_file, source)
-    return Weights(config, conform(tensors, expected_shapes(config), source), source)
+    return Weights(config, conform(tensors, expected, source), source)
 
 
 def read_safetensors(file: Readable, source: str) -> dict[str, Tensor]:
     """All tensors of a safetensors file, as stored.
 
     Raises:
-        ValueError: it is no safetensors file, or is damaged.
+        ValueError: it is no safetensors file, is damaged, or has numbers of a type or shape that torch has not.
     """
     try:
         return safetensors.torch.load(file.read_bytes())
     except safetensors.SafetensorError as error:
         raise ValueError(f"{source} is not a whole safetensors file: {error}") from error
+    # A whole file may hold what torch has no type or no size for.
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{source} holds tensors that torch has not: {error}") from error
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
@@ -154,6 +161,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is a folder; expected a torch checkpoint file")
     with path.open("rb") as file:
         try:
+            _refuse_compressed(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
         # On foreign or damaged bytes the unpickler fails with nearly any error there is.
         except Exception as error:
@@ -167,7 +175,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds no state dict but {type(content).__name__}; expected tensors by name")
     for key, value in content.items():
         if not (isinstance(key, str) and isinstance(value, Tensor)):
-            raise ValueError(f"{path} holds no state dict: its entry {key!r} is no tensor with a name")
+            raise ValueError(f"{path} holds no state dict: its entry {shown(key)} is no tensor with a name")
     return dict(content)
 
 
@@ -203,6 +211,8 @@ def conform(state_dict: Mapping[str, Tensor], expected: Mapping[str, torch.Size]
         problems.append(_listing("of the wrong shape", misshapen))
     if integral := [key for key in expected if key in given and not given[key].is_floating_point()]:
         problems.append(_listing("not of a floating-point type", integral))
+    if hollow := [key for key in expected if key in given and not _is_dense(given[key])]:
+        problems.append(_listing("without all of their values", hollow))
     if problems:
         raise ValueError(f"{source} does not fit the network: {'; '.join(problems)}")
     tensors = {key: given[key].detach().to(torch.float32) for key in expected}
@@ -214,6 +224,22 @@ def _empty_network(config: ModelConfig) -> nn.Module:
     # On the meta device nothing is allocated and no random number is drawn.
     with torch.device("meta"):
         return build_network(config)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta
+
+
+def _refuse_compressed(file: BinaryIO) -> None:
+    """Refuse an archive that unpacks to more bytes than it has; torch writes none such."""
+    is_archive = file.read(4) == b"PK\3\4"
+    packed = file.seek(0, os.SEEK_END)
+    if is_archive:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > packed:
+            raise ValueError(f"its {packed} bytes unpack to {unpacked}")
+    file.seek(0)
 
 
 def _is_counter(key: str) -> bool:

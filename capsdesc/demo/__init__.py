@@ -1,0 +1,1 @@
+"""A page in the browser to look at what the descriptors find in two photographs: ``capsdesc demo``."""

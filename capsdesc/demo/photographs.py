@@ -1,0 +1,81 @@
+"""Photographs as a viewer sees them, with a focal length."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from capsdesc.io.images import UInt8Array, to_rgb
+
+EXAMPLE = tuple(Path(__file__).with_name(f"tankard_{k}.jpg") for k in range(2))
+"""A pair to begin with."""
+
+# Without EXIF data a focal length of so many longer edges is assumed, a horizontal field of view of 45 degrees.
+GUESSED_FOCAL = 1.2
+_FILM_DIAGONAL = float(np.hypot(36, 24))  # millimetres
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Photograph:
+    """A photograph in memory.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB, turned as EXIF data ask.
+        focal: focal length in pixels.
+        focal_source: where that is from, in words.
+    """
+
+    pixels: UInt8Array
+    focal: float
+    focal_source: str
+
+    def intrinsics(self, focal: float | None = None) -> npt.NDArray[np.float64]:
+        """(3, 3) intrinsics with the principal point in the middle, for this focal length in pixels or its own.
+
+        Raises:
+            ValueError: ``focal`` is not positive.
+        """
+        f = self.focal if focal is None else focal
+        if not 0 < f < np.inf:
+            raise ValueError(f"the focal length is {f} px; expected a positive number")
+        height, width = self.pixels.shape[:2]
+        return np.array([[f, 0, (width - 1) / 2], [0, f, (height - 1) / 2], [0, 0, 1]])
+
+
+def read_photograph(path: str | os.PathLike[str], max_size: int) -> Photograph:
+    """Read a photograph as browsers show it: turned as its EXIF data ask.
+
+    The focal length is that of the EXIF data if they have the one that gives the same field of view on 35 mm film,
+    of the same diagonal; otherwise it is a guess.
+
+    Args:
+        path: an image file that Pillow can read.
+        max_size: a longer edge is shrunk to so many pixels.
+
+    Raises:
+        OSError: there is no such file, or it is no image.
+        ImportError: Pillow is not installed.
+    """
+    try:
+        from PIL import ExifTags, Image, ImageOps
+    except ImportError as error:
+        raise ImportError("the demo reads photographs with Pillow: pip install 'capsdesc[demo]'") from error
+    with Image.open(path) as image:
+        film_focal = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
+        pixels = to_rgb(ImageOps.exif_transpose(image), name=os.fspath(path))
+    longest = max(pixels.shape[:2])
+    if longest > max_size:
+        height, width = (max(1, round(edge * max_size / longest)) for edge in pixels.shape[:2])
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    # EXIF's 0 stands for an unknown length.
+    if film_focal:
+        diagonal = float(np.hypot(*pixels.shape[:2]))
+        return Photograph(
+            pixels, film_focal * diagonal / _FILM_DIAGONAL, f"from EXIF data: {film_focal} mm on 35 mm film"
+        )
+    return Photograph(pixels, GUESSED_FOCAL * max(pixels.shape[:2]), "a guess: the photograph does not say")

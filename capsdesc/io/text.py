@@ -1,0 +1,116 @@
+"""Text files in, whoever wrote them: what does not hold what it should is a ValueError that says where.
+
+Beyond typing errors that is other encodings, damage, absurd nesting, and names that lead out of their folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
+
+
+class _Loader(yaml.SafeLoader):
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge (``<<``) with every key once: else merges of merges have exponentially many."""
+        super().flatten_mapping(node)
+        last = {
+            (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key): (key, value)
+            for key, value in node.value
+        }
+        node.value = list(last.values())
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: its ``repr``, shortened, however large it is."""
+    return _SHORT.repr(value)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(path)} is no UTF-8 text: {error}") from error
+
+
+def parse_json(text: str, what: str) -> Any:
+    """The value of a JSON text; ``what`` is what messages call it.
+
+    Raises:
+        ValueError: the text is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is no valid JSON: {error}") from error
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """The plain value of a YAML text; ``what`` is what messages call it.
+
+    Raises:
+        ValueError: the text is no YAML, has tags of other than plain values, or is nested too deeply.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    # On a value that does not fit its tag PyYAML fails with nearly any error there is.
+    except Exception as error:
+        raise ValueError(f"{what} is no valid YAML: {error}") from error
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
+    """Where each line stands, for messages, and its fields; empty lines and comments (#) are left out.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is not UTF-8.
+    """
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        fields = line.split()
+        if fields and not fields[0].startswith("#"):
+            yield f"{os.fspath(path)}, line {number}", fields
+
+
+def finite_numbers(fields: Sequence[str], where: str) -> npt.NDArray[np.float64]:
+    """The fields as finite numbers.
+
+    Raises:
+        ValueError: one is no number, or not finite.
+    """
+    try:
+        values = np.array(fields, dtype=np.float64)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; expected numbers") from error
+    if not np.isfinite(values).all():
+        raise ValueError(f"{where}: {shown(' '.join(fields))} holds a number that is not finite")
+    return values
+
+
+def below(folder: Path, name: str, where: str) -> Path:
+    """The path of a file that another file names, which must lie below the folder.
+
+    Raises:
+        ValueError: the name is absolute, leads upwards, or is no name.
+    """
+    pure = PurePath(name)
+    if not pure.name or pure.anchor or ".." in pure.parts or "\0" in name:
+        raise ValueError(f"{where}: {shown(name)} is refused; expected the name of a file below {folder}")
+    return folder / pure

@@ -1,0 +1,156 @@
+"""CAPS among kornia's modules: keypoints as local affine frames (LAFs), and a descriptor that takes them.
+
+A LAF is the 2 x 3 matrix (A | c) of a patch: c is its centre x, y in pixels, (0, 0) the centre of the top-left one, and
+A takes the square from -1 to 1 to the patch around it. Angles are counter-clockwise in kornia, and clockwise in
+:class:`capsdesc.Keypoints`. Nothing here needs kornia itself; ``pip install "capsdesc[kornia]"`` gets it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from capsdesc.keypoints import Keypoints
+from capsdesc.models import dense_features
+from capsdesc.weights import resolve
+
+
+def lafs_from_keypoints(keypoints: Sequence[Keypoints], *, reach: float = 0.5) -> Tensor:
+    """Keypoints of several images as kornia's frames, which turn and grow with them.
+
+    Args:
+        keypoints: Those of each image.
+        reach: Half a patch's edge, as a multiple of a keypoint's diameter ``scales``. 0.5 is the keypoint itself; the
+            patches that descriptors such as SIFT or HardNet describe reach 3 or 6 times as far as its diameter.
+
+    Returns:
+        (B, N, 2, 3) float32 on the keypoints' device, N the largest number in an image. The rest of another image's
+        frames are zero, as kornia pads them. Without scales the diameter is 1, without angles the frame is upright.
+
+    Raises:
+        TypeError: ``keypoints`` is no sequence of :class:`~capsdesc.Keypoints`.
+        ValueError: ``reach`` is not positive.
+    """
+    if isinstance(keypoints, Keypoints) or not all(isinstance(one, Keypoints) for one in keypoints):
+        raise TypeError(
+            f"keypoints must be a sequence of Keypoints, one for each image, got {type(keypoints).__name__}"
+        )
+    _check_reach(reach)
+    if not keypoints:
+        return torch.zeros(0, 0, 2, 3)
+    return nn.utils.rnn.pad_sequence([_lafs(one, reach) for one in keypoints], batch_first=True)
+
+
+def _lafs(keypoints: Keypoints, reach: float) -> Tensor:
+    points = torch.as_tensor(keypoints.points)
+    scales = points.new_ones(len(points)) if keypoints.scales is None else torch.as_tensor(keypoints.scales)
+    angles = points.new_zeros(len(points)) if keypoints.angles is None else torch.as_tensor(keypoints.angles)
+    # Clockwise in an image whose y points down is how (cos, sin) turns.
+    cos, sin = reach * scales * angles.deg2rad().cos(), reach * scales * angles.deg2rad().sin()
+    return torch.stack([cos, -sin, points[:, 0], sin, cos, points[:, 1]], dim=1).view(-1, 2, 3)
+
+
+def keypoints_from_lafs(lafs: Tensor, responses: Tensor | None = None, *, reach: float = 0.5) -> list[Keypoints]:
+    """Frames of kornia as keypoints, without the zero frames that pad them.
+
+    Args:
+        lafs: (B, N, 2, 3). What a frame has beyond position, scale and orientation, shear and reflection, is dropped.
+        responses: (B, N), or ``None``.
+        reach: As for :func:`lafs_from_keypoints`.
+
+    Returns:
+        For each image the keypoints, in torch on the frames' device, with scales, with angles from 0 to 360 and, if
+        there are responses, with scores.
+
+    Raises:
+        TypeError: ``lafs`` is no tensor.
+        ValueError: A shape is another, or ``reach`` is not positive.
+    """
+    _check_lafs(lafs)
+    _check_reach(reach)
+    if responses is not None and responses.shape != lafs.shape[:2]:
+        raise ValueError(f"responses must have shape {tuple(lafs.shape[:2])}, got {tuple(responses.shape)}")
+    lafs = lafs.detach().float()
+    scales = torch.linalg.det(lafs[..., :2]).abs().sqrt() / reach
+    angles = torch.atan2(-lafs[..., 0, 1], lafs[..., 0, 0]).rad2deg().remainder(360)
+    filled = lafs.ne(0).any(dim=-1).any(dim=-1)
+    return [
+        Keypoints(
+            lafs[image, kept, :, 2],
+            None if responses is None else responses[image, kept].detach(),
+            scales[image, kept],
+            angles[image, kept],
+        )
+        for image, kept in enumerate(filled)
+    ]
+
+
+class CAPSDescriptor(nn.Module):
+    """CAPS where kornia has a descriptor: images and frames in, descriptors out.
+
+    It goes where ``kornia.feature.LAFDescriptor`` goes, for example into ``kornia.feature.LocalFeature``. CAPS sees the
+    whole image, not patches, so of a frame only its centre counts. Gradients reach the network's parameters, the images
+    and the centres. The network is in evaluation mode; ``train()`` lets its batch normalisation learn.
+
+    Args:
+        weights: ``None`` for the bundled default; else as for :class:`capsdesc.CAPSExtractor`.
+        reliability: Whether descriptors say, by their last coordinate, how likely a point is to be found again, where
+            the model has that.
+
+    Raises:
+        FileNotFoundError, ValueError, ConnectionError: The weights cannot be had; see :func:`capsdesc.weights.resolve`.
+    """
+
+    def __init__(self, weights: str | os.PathLike[str] | None = None, *, reliability: bool = True) -> None:
+        super().__init__()
+        resolved = resolve(weights)
+        self.config = resolved.config
+        self.reliability = reliability and resolved.config.reliability
+        self.network = resolved.build()
+        self.eval()
+
+    @property
+    def descriptor_dim(self) -> int:
+        """D, the length of a descriptor."""
+        return self.config.descriptor_dim - (self.config.reliability and not self.reliability)
+
+    def forward(self, image: Tensor, lafs: Tensor) -> Tensor:
+        """Descriptors at the centres of frames (section 3.3).
+
+        Args:
+            image: (B, 3, H, W) RGB or (B, 1, H, W) grey, in 0..1. Of colours CAPS sees more than of grey.
+            lafs: (B, N, 2, 3). The zero frames that kornia pads with are described too, at (0, 0).
+
+        Returns:
+            (B, N, D); Euclidean distances compare them.
+
+        Raises:
+            TypeError: An argument is no tensor.
+            ValueError: A shape is another.
+        """
+        if not isinstance(image, Tensor):
+            raise TypeError(f"image must be a (B, 3, H, W) or (B, 1, H, W) tensor, got {type(image).__name__}")
+        if image.ndim != 4 or image.shape[1] not in (1, 3):
+            raise ValueError(f"image must have shape (B, 3, H, W) or (B, 1, H, W), got {tuple(image.shape)}")
+        _check_lafs(lafs)
+        if len(lafs) != len(image):
+            raise ValueError(f"lafs must be those of {len(image)} images as image has, got those of {len(lafs)}")
+        dense = dense_features(self.network, self.config, image.expand(-1, 3, -1, -1))
+        if not self.reliability:
+            dense = dense.without_reliability()
+        return dense.describe(lafs[..., 2])
+
+
+def _check_lafs(lafs: Tensor) -> None:
+    if not isinstance(lafs, Tensor):
+        raise TypeError(f"lafs must be a (B, N, 2, 3) tensor, got {type(lafs).__name__}")
+    if lafs.ndim != 4 or lafs.shape[2:] != (2, 3):
+        raise ValueError(f"lafs must have shape (B, N, 2, 3), got {tuple(lafs.shape)}")
+
+
+def _check_reach(reach: float) -> None:
+    if not reach > 0:
+        raise ValueError(f"reach must be positive, got {reach}")

@@ -1,0 +1,187 @@
+"""Frames against kornia's own functions, and CAPS in kornia's pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import kornia
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from capsdesc import CAPSExtractor, Keypoints
+from capsdesc.io.images import to_gray, to_tensor
+from capsdesc.kornia import CAPSDescriptor, keypoints_from_lafs, lafs_from_keypoints
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def keypoints(count: int = 20, seed: int = 0) -> Keypoints:
+    rng = np.random.default_rng(seed)
+    columns = (
+        rng.uniform(0, 200, (count, 2)),
+        rng.random(count),
+        rng.uniform(2, 40, count),
+        rng.uniform(0, 359, count),
+    )
+    return Keypoints(*(column.astype(np.float32) for column in columns))
+
+
+def column(values: Any) -> Tensor:
+    return torch.as_tensor(values)[None, :, None]
+
+
+@pytest.mark.parametrize("reach", [0.5, 3.0])
+def test_frames_are_those_of_kornia(reach: float) -> None:
+    found = keypoints()
+    lafs = lafs_from_keypoints([found], reach=reach)
+    expected = kornia.feature.laf_from_center_scale_ori(
+        torch.as_tensor(found.points)[None], reach * column(found.scales)[..., None], -column(found.angles)
+    )
+    assert lafs.dtype == torch.float32
+    torch.testing.assert_close(lafs, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(kornia.feature.get_laf_scale(lafs).flatten() / reach, torch.as_tensor(found.scales))
+
+
+@pytest.mark.parametrize(("angle", "direction"), [(0, (1, 0)), (90, (0, 1)), (180, (-1, 0)), (270, (0, -1))])
+def test_patches_are_where_the_keypoints_are_and_turn_as_they_do(angle: float, direction: tuple[int, int]) -> None:
+    """Angles are clockwise in the image: at 90 degrees the patch's x axis points down."""
+    x, y = 13, 21
+    ramps = torch.stack(torch.meshgrid(torch.arange(40.0), torch.arange(50.0), indexing="ij")[::-1])[None]
+    keypoint = Keypoints(np.array([[x, y]]), scales=np.array([5.0]), angles=np.array([angle]))
+    patch = kornia.feature.extract_patches_from_pyramid(ramps, lafs_from_keypoints([keypoint]), 5)[0, 0]
+    # The cells of a patch as wide as the keypoint are a pixel apart, and the middle one is the keypoint's.
+    for axis, centre in enumerate((x, y)):
+        along_x = centre + direction[axis] * np.arange(-2, 3)
+        np.testing.assert_allclose(patch[axis, 2], along_x, atol=1e-3)
+
+
+def test_there_and_back() -> None:
+    several = [keypoints(20), keypoints(0), keypoints(7, seed=1)]
+    lafs = lafs_from_keypoints(several, reach=3)
+    assert lafs.shape == (3, 20, 2, 3)
+    assert not lafs[1].any()
+    assert kornia.feature.laf.laf_is_filled(lafs).sum(dim=1).tolist() == [20, 0, 7]
+    responses = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(one.scores) for one in several], batch_first=True)
+    for before, after in zip(several, keypoints_from_lafs(lafs, responses, reach=3), strict=True):
+        for name in ("points", "scores", "scales", "angles"):
+            assert isinstance(getattr(after, name), Tensor)
+            np.testing.assert_allclose(getattr(after, name), getattr(before, name), rtol=1e-5, atol=1e-3)
+
+
+def test_keypoints_without_scale_or_angle_are_upright_of_diameter_one() -> None:
+    lafs = lafs_from_keypoints([Keypoints(torch.tensor([[3.0, 4.0]]))])
+    torch.testing.assert_close(lafs[0, 0], torch.tensor([[0.5, 0, 3], [0, 0.5, 4]]))
+    (back,) = keypoints_from_lafs(lafs)
+    assert back.scores is None
+    assert (cast(Tensor, back.scales).tolist(), cast(Tensor, back.angles).tolist()) == ([1], [0])
+
+
+def test_shear_is_dropped_and_area_kept() -> None:
+    lafs = torch.tensor([[[[4.0, 0, 10], [3, 9, 20]]]])
+    (back,) = keypoints_from_lafs(lafs)
+    assert cast(Tensor, back.scales).tolist() == pytest.approx([2 * (4 * 9) ** 0.5])
+    assert cast(Tensor, back.angles).tolist() == [0]
+
+
+def test_empty_frames() -> None:
+    assert lafs_from_keypoints([]).shape == (0, 0, 2, 3)
+    assert lafs_from_keypoints([keypoints(0)]).shape == (1, 0, 2, 3)
+    (back,) = keypoints_from_lafs(torch.zeros(1, 0, 2, 3))
+    assert len(back) == 0
+
+
+def test_wrong_frames_are_refused() -> None:
+    with pytest.raises(TypeError, match="keypoints must be a sequence"):
+        lafs_from_keypoints(cast(Any, keypoints()))
+    with pytest.raises(ValueError, match=r"reach.*0"):
+        lafs_from_keypoints([keypoints()], reach=0)
+    with pytest.raises(TypeError, match=r"lafs.*ndarray"):
+        keypoints_from_lafs(cast(Any, np.zeros((1, 2, 2, 3))))
+    with pytest.raises(ValueError, match=r"lafs.*\(2, 2, 3\)"):
+        keypoints_from_lafs(torch.zeros(2, 2, 3))
+    with pytest.raises(ValueError, match=r"responses.*\(1, 5\).*\(5,\)"):
+        keypoints_from_lafs(torch.zeros(1, 5, 2, 3), torch.zeros(5))
+
+
+# --- CAPSDescriptor
+
+
+@pytest.mark.parametrize("name", ["compact", "paper"])
+def test_descriptors_are_those_of_the_extractor(
+    name: str, model_folders: Mapping[str, Path], shifted_pair: tuple[Pixels, Pixels, Any]
+) -> None:
+    images, several = shifted_pair[:2], [keypoints(20), keypoints(20, seed=1)]
+    descriptor = CAPSDescriptor(model_folders[name])
+    with torch.no_grad():
+        found = descriptor(torch.stack([to_tensor(image) for image in images]), lafs_from_keypoints(several))
+    assert found.shape == (2, 20, descriptor.descriptor_dim)
+    caps = CAPSExtractor(model_folders[name], device="cpu")
+    for row, image, points in zip(found.numpy(), images, several, strict=True):
+        np.testing.assert_allclose(row, caps.describe(image, points), atol=1e-4 * np.abs(row).max())
+
+
+def test_bundled_weights_with_and_without_reliability(shifted_pair: tuple[Pixels, Pixels, Any]) -> None:
+    image, points = shifted_pair[0][:96, :128].copy(), np.array([[20.5, 30], [100, 90]], np.float32)
+    lafs = lafs_from_keypoints([Keypoints(points)])
+    for reliability in (True, False):
+        found = CAPSDescriptor(reliability=reliability)(to_tensor(image)[None], lafs)
+        expected = CAPSExtractor(reliability=reliability, device="cpu").describe(image, points)
+        np.testing.assert_allclose(found[0].detach(), expected, atol=1e-5)
+
+
+def test_grey_is_a_colour_too(model_folders: Mapping[str, Path]) -> None:
+    descriptor = CAPSDescriptor(model_folders["compact"])
+    grey = torch.rand(1, 1, 64, 96, generator=torch.Generator().manual_seed(0))
+    lafs = lafs_from_keypoints([Keypoints(torch.tensor([[20.0, 30.0], [50.0, 40.0]]))])
+    torch.testing.assert_close(descriptor(grey, lafs), descriptor(grey.repeat(1, 3, 1, 1), lafs))
+    assert descriptor(grey, lafs[:, :0]).shape == (1, 0, descriptor.descriptor_dim)
+
+
+def test_gradients_reach_weights_images_and_centres(model_folders: Mapping[str, Path]) -> None:
+    descriptor = CAPSDescriptor(model_folders["compact"])
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    lafs = lafs_from_keypoints([Keypoints(torch.tensor([[20.3, 30.1]]), scales=torch.tensor([9.0]))]).requires_grad_()
+    descriptor(image, lafs).sum().backward()
+    for gradient in (
+        image.grad,
+        cast(Tensor, lafs.grad)[..., 2],
+        descriptor.get_parameter("network.lateral4.weight").grad,
+    ):
+        assert gradient is not None
+        assert gradient.isfinite().all()
+        assert gradient.any()
+    # Of a frame only its centre counts.
+    assert not cast(Tensor, lafs.grad)[..., :2].any()
+
+
+def test_wrong_images_and_frames_are_refused(model_folders: Mapping[str, Path]) -> None:
+    descriptor = CAPSDescriptor(model_folders["compact"])
+    image, lafs = torch.zeros(1, 3, 32, 32), torch.zeros(1, 4, 2, 3)
+    with pytest.raises(TypeError, match=r"image.*ndarray"):
+        descriptor(np.zeros((1, 3, 32, 32)), lafs)
+    for shape in ((3, 32, 32), (1, 2, 32, 32)):
+        with pytest.raises(ValueError, match=r"image must have shape"):
+            descriptor(torch.zeros(shape), lafs)
+    with pytest.raises(ValueError, match=r"lafs must have shape"):
+        descriptor(image, lafs[0])
+    with pytest.raises(ValueError, match=r"lafs.*1 images.*2"):
+        descriptor(image, lafs.repeat(2, 1, 1, 1))
+
+
+def test_in_the_pipeline_of_kornia(shifted_pair: tuple[Pixels, Pixels, Any]) -> None:
+    """Its detector and its matcher find the shift between two windows of one texture."""
+    image0, image1, shift = shifted_pair
+    feature = kornia.feature
+    local_feature = feature.LocalFeature(feature.ScaleSpaceDetector(num_features=100), CAPSDescriptor())
+    matcher = feature.LocalFeatureMatcher(local_feature, feature.DescriptorMatcher("mnn"))
+    grey0, grey1 = (to_tensor(to_gray(image))[None, :1] for image in (image0, image1))
+    with torch.no_grad():
+        found = matcher({"image0": grey0, "image1": grey1})
+    moved = (found["keypoints1"] - found["keypoints0"]).numpy()
+    assert len(moved) > 30
+    assert np.mean(np.linalg.norm(moved - shift, axis=1) < 3) > 0.8
