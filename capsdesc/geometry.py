@@ -10,6 +10,7 @@ epipolar geometry that is the Sampson distance, measured in each camera's own pi
 lengths are weighted as they should be; for a homography it is the transfer error in image 1.
 """
 
+import contextlib
 import numbers
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -594,7 +595,9 @@ def _usac(find: Callable[[cv2.UsacParams], Any], options: _RansacOptions, thresh
         params.loMethod = cv2.LOCAL_OPTIM_SIGMA
         params.loSampleSize = 50
         params.loIterations = 10
-        models.append(find(params))
+        # Where points coincide OpenCV may fail an assertion, having found no model in them.
+        with contextlib.suppress(cv2.error):
+            models.append(find(params))
     return _valid_models(models)
 
 

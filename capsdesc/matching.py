@@ -154,7 +154,7 @@ def _agreeing_views(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """(N, D) and (M, D) descriptors of the views of each, (..., N, D) and (..., M, D), that go together best.
 
     Under the right views many mutual nearest neighbours are much nearer than the second nearest, under wrong ones few
-    are. It is enough to turn one image, and to shrink one; then the last turn of the other, half a step, may fit better.
+    are. It is enough to turn one image, and to shrink one; then the other's last turn, half a step, may fit better.
     """
     if a.ndim == 2 and b.ndim == 2:
         return a, b

@@ -18,8 +18,8 @@ from torch import Tensor
 Orientation: TypeAlias = Literal["upright", "any"]
 ORIENTATIONS: tuple[Orientation, ...] = ("upright", "any")
 
-# Clockwise, in degrees. The half step at the end halves all steps where one of two images is seen under it: it goes with
-# the whole steps of the other as the two scales of a vernier do.
+# Clockwise, in degrees. The half step at the end halves all steps, where one of two images is seen under it and the
+# other under a whole step: as the two scales of a vernier do.
 TURNS = (*range(0, 360, 45), 22.5)
 # Only shrunk: of two images the one that shows things larger is shrunk, which loses nothing that the other one could
 # have matched.

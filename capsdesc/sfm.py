@@ -60,8 +60,8 @@ class SfmConfig:
     Attributes:
         max_keypoints: at most so many a photograph.
         orientation: ``"any"`` for photographs that may be turned or zoomed at will; takes longer.
-        ratio: of the ratio test on matches, above 0; 1 keeps nearly all. Without it, photographs of repeated things such as
-            windows may be registered in wrong places; with 0.8, fewer are registered.
+        ratio: of the ratio test on matches, above 0; 1 keeps nearly all. Without it, photographs of repeated things,
+            such as windows, may be registered in wrong places; with 0.8, fewer are registered.
         pairs: which photographs are matched. ``"exhaustive"``: each with each; ``"sequential"``: each with those after
             it by name, for video; ``"retrieval"``: each with those that look most like it as a whole.
         overlap: of sequential pairs: with how many that follow at once, and with how many at distances 1, 2, 4, 8, ...

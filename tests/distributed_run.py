@@ -43,8 +43,8 @@ class DoubleNetwork(CompactNetwork):
         super().__init__(CONFIG.model)
         self.double()
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return super().forward(image.double())
+    def forward(self, image: Tensor, read: Tensor | None = None) -> tuple[Tensor, ...]:
+        return super().forward(image.double(), read)
 
 
 def run(scene: Path, out: Path, *, max_minutes: float | None = None) -> None:

@@ -120,8 +120,8 @@ def read_model(
         raise FileNotFoundError(f"no COLMAP model in {model}: expected cameras, images and points3D as .bin or .txt")
     if not images.is_dir():
         raise FileNotFoundError(f"no image folder {images}")
-    check_whole(model, lambda model_id: _count_parameters(pycolmap, model_id))
     try:
+        check_whole(model, lambda model_id: _count_parameters(pycolmap, model_id))
         reconstruction = pycolmap.Reconstruction(str(model))
         registered = {image.name: image for image in reconstruction.images.values() if image.has_pose}
     except Exception as error:  # pycolmap raises whatever its C++ readers throw
@@ -165,6 +165,7 @@ def read_model(
 
 
 def _count_parameters(pycolmap: Any, model_id: int) -> int:
-    if model_id not in (int(known) for known in pycolmap.CameraModelId.__members__.values()):
+    known = {int(value) for name, value in pycolmap.CameraModelId.__members__.items() if name != "INVALID"}
+    if model_id not in known:
         raise ValueError(f"there is no camera model {model_id}")
     return len(pycolmap.Camera.create_from_model_id(0, pycolmap.CameraModelId(model_id), 1.0, 1, 1).params)
