@@ -12,6 +12,7 @@ lengths are weighted as they should be; for a homography it is the transfer erro
 
 import contextlib
 import numbers
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
@@ -551,7 +552,7 @@ class _RansacOptions:
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral if kind is int else kind):
                 raise TypeError(f"{name} is {value!r}; expected {'an integer' if kind is int else 'a number'}")
-        if not 0 < self.threshold < np.inf:
+        if not 0 < self.threshold <= sys.float_info.max:
             raise ValueError(f"threshold is {self.threshold}; expected a positive number of pixels")
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence is {self.confidence}; expected a probability between 0 and 1")

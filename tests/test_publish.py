@@ -143,7 +143,7 @@ def test_card_of_the_paper() -> None:
 
 def test_card_of_the_last_weights_names_them_once() -> None:
     text = card(step=3)
-    assert [row[:2] for row in rows(text)[:2]] == [["last", "3"], ["barn", "40"]]
+    assert [row[:2] for row in rows(text)[:3]] == [["before training", "0"], ["last", "3"], ["barn", "40"]]
     assert "The weights are those of step 3" in prose(text)
 
 

@@ -31,3 +31,21 @@ def check_numbers(config: Any, *names: str, least: float = -math.inf, most: floa
         if not (-sys.float_info.max <= value <= sys.float_info.max and least <= value <= most):
             limits = f"at least {least:g}" if most == math.inf else f"{least:g} to {most:g}"
             raise ValueError(f"{name} is {value}; expected {limits}")
+
+
+def check_range(name: str, limits: tuple[float, float], *, distinct: bool = False) -> None:
+    """Refuse what are not two positive finite numbers, the smaller first.
+
+    Args:
+        name: of the setting.
+        limits: its value.
+        distinct: whether the two must not be the same.
+
+    Raises:
+        TypeError: they are no numbers, or not two.
+        ValueError: they are out of order or out of range.
+    """
+    if not isinstance(limits, (tuple, list)) or len(limits) != 2 or not {*map(type, limits)} <= {int, float}:
+        raise TypeError(f"{name} is {shown(limits)}; expected two numbers")
+    if not 0 < limits[0] <= limits[1] <= sys.float_info.max or (distinct and limits[0] == limits[1]):
+        raise ValueError(f"{name} is {shown(limits)}; expected the smaller of two positive numbers first")

@@ -25,7 +25,7 @@ from capsdesc.io.colmap import PosedImage
 from capsdesc.io.images import read_image
 from capsdesc.keypoints import SIFTDetector
 from capsdesc.training.augmentation import AugmentationConfig, augment
-from capsdesc.training.checks import check_numbers
+from capsdesc.training.checks import check_numbers, check_range
 from capsdesc.training.covisibility import find_pairs
 from capsdesc.training.losses import Supervision
 from capsdesc.training.views import (
@@ -98,8 +98,7 @@ class DataConfig:
         check_numbers(self, "max_zoom", least=0.01)
         check_numbers(self, "zoom_sigma", "turn_sigma", "planar_turn_sigma", least=0)
         check_numbers(self, "planar_jitter", least=0, most=0.5)
-        if not 0 < self.planar_zoom[0] <= self.planar_zoom[1] < np.inf:
-            raise ValueError(f"planar_zoom is {self.planar_zoom}; expected the smaller of two positive numbers first")
+        check_range("planar_zoom", self.planar_zoom)
 
     @property
     def size(self) -> tuple[int, int]:

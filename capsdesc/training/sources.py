@@ -39,7 +39,7 @@ from capsdesc.io.colmap import PosedImage, find_model, import_pycolmap, read_mod
 from capsdesc.io.images import image_size, listed_image, read_image, to_gray
 from capsdesc.io.text import below, finite_numbers, parse_json, parse_yaml, read_lines, read_text, shown
 from capsdesc.matching import match
-from capsdesc.training.checks import check_numbers
+from capsdesc.training.checks import check_numbers, check_range
 from capsdesc.training.config import build
 from capsdesc.training.dataset import DataConfig, Scene, covisible_pairs
 
@@ -121,8 +121,8 @@ class PosesSource(Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.depth is not None and not 0 < self.depth[0] < self.depth[1] < np.inf:
-            raise ValueError(f"depth is {list(self.depth)}; expected the smaller of two positive numbers first")
+        if self.depth is not None:
+            check_range("depth", self.depth, distinct=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
