@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ Array = npt.NDArray[Any]
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(prog="capsdesc", description="Local descriptors learned from camera poses.")
+    parser.add_argument("--version", action="version", version=f"capsdesc {metadata.version('capsdesc')}")
     commands = parser.add_subparsers(required=True, title="commands")
     _add_match(commands)
     add_extract(commands)

@@ -107,10 +107,10 @@ def estimate_pose(
     """Estimate the relative pose of two calibrated cameras from matched points.
 
     The five-point algorithm in a RANSAC: `"opencv"` is USAC with MAGSAC++ scoring (Barath et al., CVPR 2020), the best
-    of a few restarts and of the poses of a dominant plane, refined by minimising the robust Sampson distance;
-    `"poselib"` is LO-RANSAC with its own refinement. A match is an inlier if its Sampson distance is within
-    `threshold` and the point it triangulates to lies in front of both cameras. A point so far away that its two rays
-    are parallel to within `threshold` has no depth to judge and passes.
+    of a few restarts and of the poses of a dominant plane, refined by minimising the Sampson distance under a Cauchy
+    loss as wide as the inliers' median; `"poselib"` is LO-RANSAC with its own refinement. A match is an inlier if its
+    Sampson distance is within `threshold` and the point it triangulates to lies in front of both cameras. A point so far
+    away that its two rays are parallel to within `threshold` has no depth to judge and passes.
 
     Under pure rotation, R is right and t is arbitrary. If all matches lie on one plane there may be a second pose that
     explains them as well (Longuet-Higgins, Proc. R. Soc. B 1986), and either may come back. The result is the same on
@@ -632,7 +632,13 @@ def _refine_pose(
     R: Array, t: Array, distance: Callable[[Array, Array], Array], threshold: float
 ) -> tuple[Array, Array]:
     """Minimise the robust Sampson distance over the five degrees of freedom of a pose."""
-    near = distance(R, t) <= 3 * threshold
+    before = distance(R, t)
+    inliers = before[before <= threshold]
+    if len(inliers) == 0:
+        return R, t
+    near = before <= 3 * threshold
+    # Where keypoints are localised well, most inliers are much nearer than the threshold, and those near it say little.
+    scale = max(float(np.median(inliers)), threshold / 100)
     tangent = np.linalg.svd(t[None])[2][1:]
 
     def pose(step: Array) -> tuple[Array, Array]:
@@ -642,7 +648,7 @@ def _refine_pose(
     def residuals(step: Array) -> Array:
         return distance(*pose(step))[near]
 
-    return pose(least_squares(residuals, np.zeros(5), loss="cauchy", f_scale=threshold / 2).x)
+    return pose(least_squares(residuals, np.zeros(5), loss="cauchy", f_scale=scale).x)
 
 
 def _in_front(R: Array, t: Array, rays0: Array, rays1: Array) -> npt.NDArray[np.bool_]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,13 @@ def numbers(text: str) -> dict[str, list[int]]:
     """The counts in the output by name."""
     found = re.findall(r"^(keypoints|matches|inliers) +(.+)$", text, re.MULTILINE)
     return {name: [int(number) for number in re.findall(r"\d+", values)] for name, values in found}
+
+
+def test_version(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"capsdesc {metadata.version('capsdesc')}\n"
 
 
 def test_match_prints_the_homography_of_a_shift(

@@ -322,6 +322,8 @@ def test_config_refuses_other_json() -> None:
         ModelConfig.from_json("{")
     with pytest.raises(TypeError, match="list"):
         ModelConfig.from_json("[1]")
+    with pytest.raises(ValueError, match="no valid JSON"):
+        ModelConfig.from_json("[" * 100_000)
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "efficientnet_lite0"])

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pycolmap
 import pytest
+from relief import orbit, photograph, pixel_grid
 from scipy.spatial.transform import Rotation
 
 from capsdesc.io.images import read_image
@@ -27,6 +29,7 @@ Array = npt.NDArray[Any]
 
 WIDTH, HEIGHT, FOCAL = 240, 180, 250.0
 COUNT = 8
+POSES = orbit(COUNT)
 COMMAND = """
 import argparse, sys
 from capsdesc.training.prepare import add_arguments, run
@@ -36,28 +39,12 @@ sys.exit(run(parser.parse_args()))
 """
 
 
-def orbit() -> list[tuple[Array, Array]]:
-    """World-to-camera poses on an arc around the relief."""
-    rng = np.random.default_rng(5)
-    poses = []
-    for azimuth in np.linspace(-28, 28, COUNT):
-        turn = [rng.uniform(-4, 4), rng.uniform(-10, 10), azimuth]
-        R = Rotation.from_euler("zxy", turn, degrees=True).as_matrix()
-        poses.append((R, np.array([0, 0, rng.uniform(3.6, 4.4)])))
-    return poses
-
-
-def render(R: Array, t: Array, texture: Array) -> Array:
-    """A pinhole's photograph of z = 0.4 sin(2 x) cos(1.7 y)."""
-    x, y = np.meshgrid(np.arange(WIDTH) - (WIDTH - 1) / 2, np.arange(HEIGHT) - (HEIGHT - 1) / 2)
-    directions = np.stack([x.ravel() / FOCAL, y.ravel() / FOCAL, np.ones(x.size)], axis=1) @ R
-    center = -R.T @ t
-    z = np.zeros(x.size)
-    for _ in range(25):
-        places = center + directions * ((z - center[2]) / directions[:, 2])[:, None]
-        z = 0.4 * np.sin(2 * places[:, 0]) * np.cos(1.7 * places[:, 1])
-    u, v = ((places[:, :2] + 4) * 112).astype(np.float32).T.reshape(2, HEIGHT, WIDTH)
-    return np.asarray(cv2.remap(texture, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT))
+def write_photographs(folder: Path, which: Iterable[int]) -> None:
+    """Photographs of the relief by a pinhole, by their numbers."""
+    rays = (pixel_grid(WIDTH, HEIGHT) - ((WIDTH - 1) / 2, (HEIGHT - 1) / 2)) / FOCAL
+    folder.mkdir(parents=True)
+    for k in which:
+        cv2.imwrite(str(folder / f"photo {k}.png"), photograph(*POSES[k], rays)[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,14 +73,8 @@ def keypoint_count(database: Path) -> int:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     folder = tmp_path_factory.mktemp("prepare")
-    rng = np.random.default_rng(0)
-    layers = [rng.normal(size=(cells, cells, 3)).astype(np.float32) for cells in (12, 40, 120)]
-    blobs = [cv2.resize(layer, (900, 900), interpolation=cv2.INTER_CUBIC) for layer in layers]
-    texture = np.clip(128 + 40 * np.sum(blobs, axis=0), 0, 255).astype(np.uint8)
     photographs = folder / "photographs"
-    (photographs / "a walk").mkdir(parents=True)
-    for k, (R, t) in enumerate(orbit()):
-        cv2.imwrite(str(photographs / "a walk" / f"photo {k}.png"), render(R, t, texture))
+    write_photographs(photographs / "a walk", range(COUNT))
     (photographs / "broken.jpg").write_bytes(b"\xff\xd8 no photograph")
 
     out = folder / "scene"
@@ -117,11 +98,9 @@ def test_registered_poses_are_the_true_ones_up_to_a_similarity(prepared: Prepare
     assert [image.name for image in images] == [f"a walk/photo {k}.png" for k in range(COUNT)]
     rotations = [np.asarray(image.cam_from_world().rotation.matrix()) for image in images]
     centers = np.array([image.projection_center() for image in images])
-    true_centers = np.array([-R.T @ t for R, t in orbit()])
-    turn = Rotation.from_matrix(
-        np.array([R.T @ found for (R, _), found in zip(orbit(), rotations, strict=True)])
-    ).mean()
-    for (R, _), found in zip(orbit(), rotations, strict=True):
+    true_centers = np.array([-R.T @ t for R, t in POSES])
+    turn = Rotation.from_matrix(np.array([R.T @ found for (R, _), found in zip(POSES, rotations, strict=True)])).mean()
+    for (R, _), found in zip(POSES, rotations, strict=True):
         assert np.degrees((Rotation.from_matrix(R.T @ found).inv() * turn).magnitude()) < 1
     moved = turn.apply(centers - centers.mean(0))
     offsets = true_centers - true_centers.mean(0)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pycolmap
 import pytest
 from scipy.spatial.transform import Rotation
-from test_prepare import orbit, render
+from test_prepare import POSES, write_photographs
 
 from capsdesc import CAPSExtractor
 from capsdesc.cli import main
@@ -32,14 +32,7 @@ VIEWS = range(1, 7)
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six of the views of the relief that ``prepare`` is tested on, and a file that is no photograph."""
     folder = tmp_path_factory.mktemp("photographs")
-    rng = np.random.default_rng(0)
-    layers = [rng.normal(size=(cells, cells, 3)).astype(np.float32) for cells in (12, 40, 120)]
-    blobs = [cv2.resize(layer, (900, 900), interpolation=cv2.INTER_CUBIC) for layer in layers]
-    texture = np.clip(128 + 40 * np.sum(blobs, axis=0), 0, 255).astype(np.uint8)
-    (folder / "a walk").mkdir()
-    for k, (R, t) in enumerate(orbit()):
-        if k in VIEWS:
-            cv2.imwrite(str(folder / "a walk" / f"photo {k}.png"), render(R, t, texture))
+    write_photographs(folder / "a walk", VIEWS)
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 no photograph")
     return folder
 
@@ -94,7 +87,7 @@ def test_registered_poses_are_the_true_ones(finished: tuple[Path, str], folder: 
     """As true as so small photographs tell, with a focal length that is not known."""
     model = pycolmap.Reconstruction(finished[0] / folder)
     found = {model.image(i).name: model.image(i).cam_from_world() for i in model.reg_image_ids()}
-    true = {f"a walk/photo {k}.png": pose for k, pose in enumerate(orbit()) if k in VIEWS}
+    true = {f"a walk/photo {k}.png": pose for k, pose in enumerate(POSES) if k in VIEWS}
     assert set(found) == set(true)
     first = min(true)
     for name, (R, t) in true.items():

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pycolmap
 import pytest
 import yaml
+from relief import orbit, photograph, pixel_grid
 from scipy.spatial.transform import Rotation
 
 from capsdesc.geometry import sampson_distance
@@ -48,62 +49,29 @@ DATA = DataConfig(width=96, height=64, queries=40, planar_share=0.0, min_covisib
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def blobs() -> Array:
-    """Coloured blobs of all sizes."""
-    rng = np.random.default_rng(0)
-    grids = [rng.normal(size=(cells, cells, 3)).astype(np.float32) for cells in (12, 40, 120)]
-    layers = [cv2.resize(grid, (900, 900), interpolation=cv2.INTER_CUBIC) for grid in grids]
-    return np.asarray(np.clip(128 + 40 * np.sum(layers, axis=0), 0, 255).astype(np.uint8))
-
-
-TEXTURE = blobs()
-
-
-def height(points: Array) -> Array:
-    """The relief's z at (N, 2) x, y."""
-    return np.asarray(0.35 * np.sin(2 * points[:, 0]) * np.cos(1.7 * points[:, 1]))
-
-
-def orbit(count: int) -> list[tuple[Array, Array]]:
-    """World-to-camera poses of cameras on an arc that look at the origin."""
-    rng = np.random.default_rng(3)
-    poses = []
-    for azimuth in np.linspace(-24, 24, count):
-        turn = [rng.uniform(-4, 4), rng.uniform(-8, 8), azimuth]
-        R = Rotation.from_euler("zxy", turn, degrees=True).as_matrix()
-        poses.append((R, np.array([0, 0, rng.uniform(3.6, 4.4)])))
-    return poses
-
-
 def project(rays: Array, distortion: tuple[float, ...]) -> Array:
     """(N, 2) x/z, y/z to pixels, by OpenCV."""
     points = np.c_[rays, np.ones(len(rays))]
     return np.asarray(cv2.projectPoints(points, np.zeros(3), np.zeros(3), K, np.array(distortion))[0][:, 0])
 
 
-def photograph(R: Array, t: Array, distortion: tuple[float, ...] = NO_DISTORTION) -> tuple[Array, Array]:
-    """What a camera sees of the relief: (h, w, 3) uint8 and the (h * w,) depths."""
-    x, y = np.meshgrid(np.arange(WIDTH, dtype=float), np.arange(HEIGHT, dtype=float))
-    pixels = np.stack([x.ravel(), y.ravel()], axis=1)
+def pixel_rays(distortion: tuple[float, ...]) -> Array:
+    """(h, w, 2) where each pixel looks, by fixed-point iteration."""
+    pixels = pixel_grid(WIDTH, HEIGHT).reshape(-1, 2)
     rays = (pixels - K[:2, 2]) / (K[0, 0], K[1, 1])
     for _ in range(8):
         rays += (pixels - project(rays, distortion)) / (K[0, 0], K[1, 1])
-    center, directions = -R.T @ t, np.c_[rays, np.ones(len(rays))] @ R
-    along = -center[2] / directions[:, 2]
-    for _ in range(25):
-        along = (height((center + directions * along[:, None])[:, :2]) - center[2]) / directions[:, 2]
-    places = (((center + directions * along[:, None])[:, :2] + 4) * 112).astype(np.float32).reshape(HEIGHT, WIDTH, 2)
-    picture = cv2.remap(TEXTURE, places[..., 0], places[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    return np.asarray(picture), along
+    return np.asarray(rays.reshape(HEIGHT, WIDTH, 2))
 
 
 def write_photographs(folder: Path, poses: list[tuple[Array, Array]], distortion: tuple[float, ...]) -> Array:
     """Write them by name; returns all depths."""
     folder.mkdir(parents=True)
-    seen = [photograph(R, t, distortion) for R, t in poses]
+    rays = pixel_rays(distortion)
+    seen = [photograph(R, t, rays) for R, t in poses]
     for name, (picture, _) in zip(NAMES, seen, strict=True):
         cv2.imwrite(str(folder / name), picture[..., ::-1])
-    return np.concatenate([depths for _, depths in seen])
+    return np.concatenate([depths.ravel() for _, depths in seen])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,7 +87,7 @@ class Truth:
 @pytest.fixture(scope="module")
 def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
     folder = tmp_path_factory.mktemp("relief")
-    poses = orbit(len(NAMES))
+    poses = orbit(len(NAMES), spread=24)
     depths = write_photographs(folder / "plain" / "images", poses, NO_DISTORTION)
     write_photographs(folder / "distorted" / "images", poses, DISTORTION)
     return Truth(folder / "plain", folder / "distorted", poses, depths)

@@ -777,6 +777,29 @@ def test_a_killed_run_resumes_to_the_same_bits(truth: Truth, finished_run: Path,
     assert_same_run(tmp_path, finished_run)
 
 
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", "half", {"step": 3}])
+def test_a_damaged_checkpoint_is_named(
+    truth: Truth, finished_run: Path, tmp_path: Path, content: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (finished_run / CHECKPOINT).read_bytes()
+    if isinstance(content, dict):
+        torch.save(content, tmp_path / CHECKPOINT)
+    else:
+        (tmp_path / CHECKPOINT).write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    assert main(arguments(truth.folder, tmp_path)) == 1
+    assert str(tmp_path / CHECKPOINT) in capsys.readouterr().err
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["steps=[", "steps=!!python/object:os.system {}", "steps=" + "[" * 3000])
+def test_changes_that_are_no_yaml_are_named(
+    truth: Truth, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(truth.folder), "-o", str(tmp_path), "--set", change]) == 1
+    assert "--set steps is no valid YAML" in capsys.readouterr().err
+
+
 def test_a_run_out_of_time_leaves_its_model_and_goes_on(truth: Truth, finished_run: Path, tmp_path: Path) -> None:
     command = arguments(truth.folder, tmp_path)
     assert main([*command, "--max-minutes", "0"]) == 0

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from capsdesc.io.text import parse_json
+
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 EFFICIENTNETS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 ARCHITECTURES = ("caps", "compact")
@@ -98,11 +100,7 @@ class ModelConfig:
         Raises:
             ValueError: the text is no JSON, or :meth:`from_dict` refuses its content.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the model config is no valid JSON: {error}") from error
-        return cls.from_dict(values)
+        return cls.from_dict(parse_json(text, "the model config"))
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -58,7 +58,7 @@ class RunFolder:
         """Load the checkpoint if there is one, else begin; returns the number of steps done.
 
         Raises:
-            ValueError: the folder holds a run with other settings or data.
+            ValueError: the folder holds a run with other settings or data, or its checkpoint is damaged.
         """
         state = from_main(self._open() if is_main() else None)
         if state is None:
@@ -109,13 +109,25 @@ class RunFolder:
             for name in (LOG, BEST):
                 (self.path / name).unlink(missing_ok=True)
             return None
-        state: Mapping[str, Any] = torch.load(self.path / CHECKPOINT, map_location="cpu", weights_only=True)
+        state = _read_checkpoint(self.path / CHECKPOINT)
         for name, own in (("config", self.config.to_yaml()), ("data", self.data)):
             if state[name] != own:
                 other = {"config": "with other settings", "data": "on other data"}[name]
                 raise ValueError(f"{self.path} holds a run {other}: give another folder, or the same to resume")
         _cut_log(self.path / LOG, state["step"])
         return state
+
+
+def _read_checkpoint(path: Path) -> Mapping[str, Any]:
+    try:
+        state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        missing = {"step", "config", "data", "network", "average", "optimizer", "random"} - set(state)
+    # On damaged bytes torch fails with nearly any error there is.
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}); without it training begins anew") from error
+    if missing:
+        raise ValueError(f"{path} is no checkpoint of a training run: it lacks {', '.join(sorted(missing))}")
+    return state
 
 
 def _cut_log(path: Path, step: int) -> None:

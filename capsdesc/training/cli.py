@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from capsdesc.io.images import find_images, read_image, to_tensor
+from capsdesc.io.text import parse_yaml, read_text
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.training import distributed, monitor, prepare
 from capsdesc.training.checkpoint import LOG
@@ -187,7 +188,7 @@ def read_config(options: argparse.Namespace) -> TrainingConfig:
         path = Path(options.config)
         if not path.is_file():
             raise FileNotFoundError(f"--config {path} is no file and none of {', '.join(NAMED_CONFIGS)}")
-        config = TrainingConfig.from_yaml(path.read_text(encoding="utf-8"))
+        config = TrainingConfig.from_yaml(read_text(path))
     values = yaml.safe_load(config.to_yaml())
     changes = [change.partition("=") for change in options.set]
     for key, equals, text in changes:
@@ -197,7 +198,7 @@ def read_config(options: argparse.Namespace) -> TrainingConfig:
             node = node.get(parent) if isinstance(node, dict) else None
         if not equals or not isinstance(node, dict) or name not in node:
             raise ValueError(f"--set {key}{equals}{text}: expected KEY=VALUE with a known key, such as data.width=320")
-        node[name] = yaml.safe_load(text)
+        node[name] = parse_yaml(text, f"--set {key}")
     for name in ("steps", "batch_size", "seed"):
         if getattr(options, name) is not None:
             values[name] = getattr(options, name)

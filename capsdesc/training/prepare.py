@@ -22,6 +22,7 @@ from capsdesc.io.colmap import import_pycolmap
 from capsdesc.io.colmap_database import check_camera_model
 from capsdesc.io.files import atomic_path
 from capsdesc.io.images import find_images, read_image
+from capsdesc.io.text import parse_yaml, read_text
 from capsdesc.sfm import (
     ModelSummary,
     check_folders,
@@ -150,7 +151,7 @@ def prepare(photographs: Path, out: Path, config: PrepareConfig, *, threads: int
 def _pin_settings(path: Path, config: PrepareConfig) -> None:
     """Refuse to mix settings in one folder."""
     if path.exists():
-        earlier = build(PrepareConfig, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+        earlier = build(PrepareConfig, parse_yaml(read_text(path), str(path)), str(path))
         if earlier != config:
             raise ValueError(f"{path.parent} was prepared with {earlier}, not {config}; choose another folder")
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from capsdesc.io.text import parse_json, read_text
 from capsdesc.models.config import EFFICIENTNETS, RESNETS
 from capsdesc.models.efficientnet_lite import EfficientNetLiteEncoder
 from capsdesc.models.network import IMAGENET_MEAN, IMAGENET_STD, normalize_image
@@ -159,12 +159,12 @@ def _fetch_timm(name: str, encoder: str) -> tuple[dict[str, Tensor], str]:
     config_file, tensors_file, source = hub.fetch(*hub.parse(name))
     # The tensors alone do not tell: timm's anti-aliased ResNets have the same names and shapes and are other functions.
     expected = {"architecture": encoder, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+    config = parse_json(read_text(config_file), f"the {CONFIG_FILE} of {source}")
     try:
-        config = json.loads(config_file.read_bytes())
         found = {"architecture": config["architecture"]} | {
             key: config["pretrained_cfg"][key] for key in ("mean", "std")
         }
-    except (ValueError, TypeError, KeyError) as error:
+    except (TypeError, KeyError) as error:
         raise ValueError(f"{source} is no model of timm: its {CONFIG_FILE} lacks {error}") from error
     if found != expected:
         raise ValueError(f"{source} is another network than asked for: {found} instead of {expected}")
