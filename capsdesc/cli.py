@@ -20,13 +20,12 @@ from capsdesc.demo.cli import add_parser as add_demo
 from capsdesc.evaluation.bench import add_parser as add_bench
 from capsdesc.evaluation.cli import add_parser as add_eval
 from capsdesc.export import add_parser as add_export
-from capsdesc.extraction import add_detector_option, add_network_options, extractor_of
+from capsdesc.extraction import add_detector_option, add_network_options, add_orientation_option, extractor_of
 from capsdesc.extraction import add_parser as add_extract
 from capsdesc.geometry import RelativePose, estimate_homography, estimate_pose
 from capsdesc.io.files import atomic_path
 from capsdesc.io.images import UInt8Array, read_image
 from capsdesc.matching import match
-from capsdesc.orientation import ORIENTATIONS
 from capsdesc.pairs import add_parser as add_match_features
 from capsdesc.sfm import add_parser as add_sfm
 from capsdesc.visualization import draw_located, draw_matches
@@ -90,12 +89,7 @@ def _add_match(commands: argparse._SubParsersAction[Any]) -> None:
         )
     parser.add_argument("--max-keypoints", type=int, default=2048, metavar="N", help="per image (%(default)s)")
     add_detector_option(parser)
-    parser.add_argument(
-        "--orientation",
-        choices=ORIENTATIONS,
-        default="upright",
-        help="any: the images may be turned or zoomed at will; takes longer",
-    )
+    add_orientation_option(parser)
     parser.add_argument("--ratio", type=float, help="ratio test on the matches (default: none)")
     parser.add_argument("--threshold", type=float, metavar="PX", help="of inliers (default: 1 for a pose, else 3)")
     parser.add_argument("--backend", choices=("opencv", "poselib"), default="opencv", help="robust estimator")

