@@ -237,7 +237,7 @@ def extract_images(
         OSError: features cannot be written.
     """
     _check(images, max_keypoints, orientation, threads, engine, workers)
-    settings = json.dumps(_settings(extractor, max_keypoints, orientation), sort_keys=True)
+    settings = json.dumps(feature_settings(extractor, max_keypoints, orientation), sort_keys=True)
     stored = sink.stored(images)
     _refuse_other_settings(stored, settings, set(images) if overwrite else set())
     kept = () if overwrite else tuple(name for name in images if name in stored)
@@ -318,7 +318,8 @@ def load_features(file: str | os.PathLike[str] | IO[bytes]) -> Features:
 # ---- What the features depend on
 
 
-def _settings(extractor: CAPSExtractor, max_keypoints: int, orientation: Orientation) -> dict[str, Any]:
+def feature_settings(extractor: CAPSExtractor, max_keypoints: int, orientation: Orientation) -> dict[str, Any]:
+    """All that features depend on beside their image, for JSON."""
     detector = type(extractor.detector)
     return {
         "weights": _fingerprint(extractor),

@@ -77,8 +77,7 @@ def match(
 
     The distance is Euclidean on the descriptors as given, which is what the raw descriptors of CAPS need (Wang et al.,
     ECCV 2020) and ranks L2-normalised ones as their dot product does. The search is exact and never holds
-    the whole N x M distance matrix: its memory grows with N + M. Of neighbours at equal distance the lowest index is
-    taken.
+    the whole N x M distance matrix: its memory grows with N + M. Of neighbours at equal distance any may be taken.
 
     Args:
         a: (N, D) float descriptors, numpy or torch, or an object with such `descriptors`. Or (turns, zooms, N, D), the

@@ -27,12 +27,14 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from capsdesc.extraction import NpzFolder, add_network_options, extract_images, extractor_of, load_features, name_images
+from capsdesc.extraction import NpzFolder, add_network_options, extract_images, feature_settings, load_features
 from capsdesc.extractor import CAPSExtractor
 from capsdesc.io.colmap import import_pycolmap
 from capsdesc.io.colmap_database import ColmapDatabase, check_camera_model
 from capsdesc.io.files import atomic_path
+from capsdesc.io.images import find_images
 from capsdesc.io.text import parse_json, read_text
+from capsdesc.keypoints import SIFTDetector
 from capsdesc.matching import match
 from capsdesc.orientation import ORIENTATIONS, Orientation
 from capsdesc.retrieval import describe_globally, nearest_pairs, visual_words
@@ -45,6 +47,8 @@ logger = logging.getLogger(__name__)
 PAIRINGS = ("exhaustive", "sequential", "retrieval")
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+# A quarter of SIFT's own: small photographs have few strong keypoints, and points are made of many.
+_CONTRAST_THRESHOLD = 0.01
 # Lists the photographs the models were made from, beside them.
 _MAPPED = "photographs.txt"
 # Descriptors of so many images are kept in memory while pairs are matched.
@@ -60,8 +64,8 @@ class SfmConfig:
     Attributes:
         max_keypoints: at most so many a photograph.
         orientation: ``"any"`` for photographs that may be turned or zoomed at will; takes longer.
-        ratio: of the ratio test on matches, above 0; 1 keeps nearly all. Without it, photographs of repeated things,
-            such as windows, may be registered in wrong places; with 0.8, fewer are registered.
+        ratio: of the ratio test on matches, above 0; 1 keeps nearly all. The higher it is, the more photographs of
+            repeated things, such as windows, are registered in wrong places; the lower, the fewer at all.
         pairs: which photographs are matched. ``"exhaustive"``: each with each; ``"sequential"``: each with those after
             it by name, for video; ``"retrieval"``: each with those that look most like it as a whole.
         overlap: of sequential pairs: with how many that follow at once, and with how many at distances 1, 2, 4, 8, ...
@@ -76,7 +80,7 @@ class SfmConfig:
 
     max_keypoints: int = 4096
     orientation: Orientation = "upright"
-    ratio: float = 0.85
+    ratio: float = 0.8
     pairs: str = "exhaustive"
     overlap: int = 10
     neighbours: int = 20
@@ -122,12 +126,31 @@ class Reconstruction:
     Attributes:
         names: the photographs that could be read.
         models: the one with most photographs first; none if no two photographs could be related to each other.
-        seconds: taken by each stage, over all runs in the folder.
+        seconds: taken by each stage, over all runs in the folder but for those that were killed.
     """
 
     names: tuple[str, ...]
     models: tuple[ModelSummary, ...]
     seconds: Mapping[str, float]
+
+
+def sfm_extractor(
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    device: torch.device | str | None = None,
+    max_size: int | None = None,
+) -> CAPSExtractor:
+    """An extractor as suits structure from motion: it detects weaker keypoints too, and describes no reliability.
+
+    Both make for more matches and for more wrong ones, which geometric verification finds out.
+
+    Args:
+        weights: as for :class:`capsdesc.CAPSExtractor`, likewise the following.
+        device: where the network runs.
+        max_size: longest edge the network sees.
+    """
+    detector = SIFTDetector(contrast_threshold=_CONTRAST_THRESHOLD)
+    return CAPSExtractor(weights, detector=detector, device=device, max_size=max_size, reliability=False)
 
 
 def reconstruct(
@@ -142,7 +165,7 @@ def reconstruct(
     Args:
         photographs: folder of the photographs, subfolders included.
         out: folder to write to.
-        extractor: what detects and describes keypoints.
+        extractor: what detects and describes keypoints, such as :func:`sfm_extractor` makes.
         config: how; ``None`` is the default.
         threads: number of threads of all but the network, -1 for all cores.
 
@@ -154,9 +177,10 @@ def reconstruct(
             settings or weights, or ``threads`` is neither positive nor -1.
     """
     config = config or SfmConfig()
-    check_folders(photographs, out, threads)
-    images = name_images([photographs])
-    record = _Record(out, config)
+    images = {path.relative_to(photographs).as_posix(): path for path in find_images(photographs)}
+    make_out_folder(photographs, out, threads)
+    features = feature_settings(extractor, config.max_keypoints, config.orientation)
+    record = _Record(out, {**dataclasses.asdict(config), **features})
     sink = NpzFolder(out / "features")
     with record.stage("caps", "features"):
         extraction = extract_images(
@@ -168,19 +192,32 @@ def reconstruct(
             threads=None if threads == -1 else threads,
             progress=True,
         )
-    names = [name for name in images if name not in extraction.broken]
+    path = out / "database.db"
+    with ColmapDatabase(path) as database:
+        refused = database.import_images(
+            photographs,
+            (name for name in images if name not in extraction.broken),
+            camera_model=config.camera_model,
+            single_camera=config.single_camera,
+        )
+    size = ", or it has another size than the first" if config.single_camera else ""
+    for name in refused:
+        logger.warning("left out %s: COLMAP cannot read it%s", name, size)
+    names = [name for name in images if name not in extraction.broken and name not in refused]
     if len(names) < 2:
         raise ValueError(f"{len(names)} photographs in {photographs} can be read; expected at least two")
     models = out / "sparse"
     if not is_mapped(models, names):
-        with ColmapDatabase(out / "database.db") as database:
-            _write_keypoints(database, photographs, names, sink, config)
+        with ColmapDatabase(path) as database:
+            for name in names:
+                if not database.has_keypoints(name):
+                    database.write_keypoints(name, load_features(sink.path(name)).keypoints)
             with record.stage("caps", "matches"):
                 _match(database, names, sink, config, extractor.device)
         with record.stage("caps", "verification"):
-            verify(out / "database.db", threads)
+            verify(path, threads)
         with record.stage("caps", "mapping"):
-            map_photographs(out / "database.db", photographs, models, names, threads)
+            map_photographs(path, photographs, models, names, threads)
     return record.finish("caps", names, read_models(models, names))
 
 
@@ -201,7 +238,7 @@ def reconstruct_with_sift(
     Raises:
         ValueError: pairs come from retrieval and names have spaces, which COLMAP's lists of pairs do not allow.
     """
-    record = _Record(out, config)
+    record = _Record(out, dataclasses.asdict(config))
     folder = out / "sift"
     models = folder / "sparse"
     if config.pairs == "retrieval" and any(len(name.split()) > 1 for name in names):
@@ -235,8 +272,8 @@ def reconstruct_with_sift(
     return record.finish("sift", names, read_models(models, names))
 
 
-def check_folders(photographs: Path, out: Path, threads: int) -> None:
-    """Make ``out``, once it is known that it may be written to.
+def make_out_folder(photographs: Path, out: Path, threads: int) -> None:
+    """Make ``out``, once it is known that all can be written there; and have COLMAP tell nothing but errors.
 
     Raises:
         ValueError: it is a part of the photographs, or ``threads`` is neither positive nor -1.
@@ -250,21 +287,11 @@ def check_folders(photographs: Path, out: Path, threads: int) -> None:
     if models.exists() and not (models / _MAPPED).is_file():
         raise FileExistsError(f"{models} holds models that come from elsewhere; choose another folder or move them")
     out.mkdir(parents=True, exist_ok=True)
-    # COLMAP tells a line per photograph and pair; errors are still told.
     pycolmap = import_pycolmap()
-    pycolmap.logging.minloglevel = int(pycolmap.logging.ERROR)
+    pycolmap.logging.minloglevel = int(pycolmap.logging.ERROR)  # else it tells a line per photograph and pair
 
 
 # ---- Features and matches
-
-
-def _write_keypoints(
-    database: ColmapDatabase, photographs: Path, names: Sequence[str], sink: NpzFolder, config: SfmConfig
-) -> None:
-    database.import_images(photographs, names, camera_model=config.camera_model, single_camera=config.single_camera)
-    for name in names:
-        if not database.has_keypoints(name):
-            database.write_keypoints(name, load_features(sink.path(name)).keypoints)
 
 
 def _match(
@@ -292,7 +319,7 @@ def _retrieved_pairs(names: Sequence[str], sink: NpzFolder, neighbours: int) -> 
         descriptors = np.asarray(load_features(sink.path(name)).descriptors)
         return descriptors.reshape(-1, *descriptors.shape[-2:])
 
-    # Of each photograph the strongest keypoints, at random from the views.
+    # Of each photograph as many descriptors, so that none decides alone.
     count = max(1, _WORD_SAMPLES // len(names))
     words = visual_words(np.concatenate([_sample(views(name), count) for name in names]))
     images = [
@@ -436,9 +463,10 @@ def _watch(
         tqdm(total=total, desc=label, disable=None) as bar,
     ):
         running = executor.submit(step, token)
+        is_done = False
         try:
-            while not running.done():
-                wait([running], timeout=_SECONDS_BETWEEN_LOOKS)
+            while not is_done:
+                is_done = bool(wait([running], timeout=_SECONDS_BETWEEN_LOOKS).done)
                 bar.update(count(opened) - bar.n)
         except BaseException:
             token.cancel()
@@ -449,7 +477,11 @@ def _watch(
 def is_mapped(models: Path, names: Sequence[str]) -> bool:
     """Whether the models in a folder were made from these photographs."""
     listed = models / _MAPPED
-    return listed.is_file() and read_text(listed).splitlines() == list(names)
+    return listed.is_file() and read_text(listed) == _listed(names)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return "".join(f"{name}\n" for name in names)
 
 
 def map_photographs(database: Path, images: Path, models: Path, names: Sequence[str], threads: int = -1) -> None:
@@ -494,7 +526,7 @@ def map_photographs(database: Path, images: Path, models: Path, names: Sequence[
     if count == 0:
         shutil.rmtree(partial)
         return
-    (partial / _MAPPED).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    (partial / _MAPPED).write_text(_listed(names), encoding="utf-8")
     os.replace(partial, models)
 
 
@@ -533,17 +565,27 @@ def _summarize(folder: Path) -> ModelSummary:
 class _Record:
     """The file ``summary.json``; it holds the settings from the start, so that none are mixed in one folder."""
 
-    def __init__(self, out: Path, config: SfmConfig) -> None:
+    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         self._path = out / "summary.json"
-        settings = dataclasses.asdict(config)
-        self._content: dict[str, Any] = {"settings": settings, "methods": {}}
+        self._content: dict[str, Any] = {"settings": dict(settings), "methods": {}}
         if self._path.exists():
-            earlier = parse_json(read_text(self._path), str(self._path))
-            if not isinstance(earlier, dict) or earlier.get("settings") != settings:
-                raise ValueError(f"{out} has results of other settings, see {self._path}; choose another folder")
-            self._content = earlier
+            self._content = parse_json(read_text(self._path), str(self._path))
+            self._refuse_other(settings)
         else:
             self._write()
+
+    def _refuse_other(self, settings: Mapping[str, Any]) -> None:
+        content = self._content if isinstance(self._content, dict) else {}
+        if not all(isinstance(content.get(key), dict) for key in ("settings", "methods")):
+            raise ValueError(f"{self._path} is no summary of this command; choose another folder")
+        earlier = content["settings"]
+        differences = [
+            f"{key} {earlier.get(key)!r}, now {value!r}" for key, value in settings.items() if earlier.get(key) != value
+        ]
+        if differences:
+            raise ValueError(
+                f"{self._path.parent} has results of other settings ({'; '.join(differences)}); choose another folder"
+            )
 
     def _method(self, name: str) -> dict[str, Any]:
         method: dict[str, Any] = self._content["methods"].setdefault(name, {"seconds": {}, "models": []})
@@ -597,30 +639,40 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("photographs", type=Path, help="folder of the photographs, subfolders included")
     parser.add_argument("out", type=Path, help="folder for features/, database.db, sparse/ and summary.json")
-    parser.add_argument("--max-keypoints", type=int, default=4096, metavar="N", help="per photograph (%(default)s)")
+    parser.add_argument(
+        "--max-keypoints", type=int, default=SfmConfig.max_keypoints, metavar="N", help="per photograph (%(default)s)"
+    )
     parser.add_argument(
         "--orientation",
         choices=ORIENTATIONS,
-        default="upright",
+        default=SfmConfig.orientation,
         help="any: photographs may be turned or zoomed at will; takes longer",
     )
-    parser.add_argument("--ratio", type=float, default=0.85, help="of the ratio test on matches, up to 1 (%(default)s)")
+    parser.add_argument(
+        "--ratio", type=float, default=SfmConfig.ratio, help="of the ratio test on matches, up to 1 (%(default)s)"
+    )
     parser.add_argument(
         "--pairs",
         choices=PAIRINGS,
-        default="exhaustive",
+        default=SfmConfig.pairs,
         help="which photographs are matched: each with each, with those after it by name, or with those that look most "
         "like it (%(default)s)",
     )
     parser.add_argument(
         "--overlap",
         type=int,
-        default=10,
+        default=SfmConfig.overlap,
         metavar="N",
         help="sequential: with the next N, and with N at distances 1, 2, 4, ... (%(default)s)",
     )
-    parser.add_argument("--neighbours", type=int, default=20, metavar="N", help="retrieval: with so many (%(default)s)")
-    parser.add_argument("--camera-model", default="SIMPLE_RADIAL", help="COLMAP's lens model (%(default)s)")
+    parser.add_argument(
+        "--neighbours",
+        type=int,
+        default=SfmConfig.neighbours,
+        metavar="N",
+        help="retrieval: with so many (%(default)s)",
+    )
+    parser.add_argument("--camera-model", default=SfmConfig.camera_model, help="COLMAP's lens model (%(default)s)")
     parser.add_argument("--single-camera", action="store_true", help="one camera took all photographs, without zooming")
     parser.add_argument(
         "--compare", choices=("sift",), help="do the same with COLMAP's own SIFT, in OUT/sift, and show both"
@@ -635,7 +687,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.threads > 0:
         torch.set_num_threads(options.threads)
     with logging_redirect_tqdm():
-        found = reconstruct(options.photographs, options.out, extractor_of(options), config, threads=options.threads)
+        extractor = sfm_extractor(options.weights, device=options.device, max_size=options.max_size)
+        found = reconstruct(options.photographs, options.out, extractor, config, threads=options.threads)
         results = {"caps": found}
         if options.compare == "sift":
             results["sift"] = reconstruct_with_sift(
@@ -646,6 +699,13 @@ def _run(options: argparse.Namespace) -> int:
         print(
             f"capsdesc: no two of the {len(found.names)} photographs could be related to each other: do they overlap, "
             "and is there enough of texture and enough of sideways motion between them?",
+            file=sys.stderr,
+        )
+    registered = {name for model in found.models for name in model.names}
+    if len(registered) < len(found.names) and config.orientation == "upright":
+        print(
+            "capsdesc: were some of the photographs taken with the camera turned? Then try --orientation any, in "
+            "another folder.",
             file=sys.stderr,
         )
     return 0 if found.models else 1

@@ -54,6 +54,8 @@ def test_a_run_can_be_watched(scene: Path, tmp_path: Path) -> None:
     judged = rows[12]["validation"]
     right = curve(read, "validation/right_matches")[12]
     assert right == pytest.approx(judged["matches"] * judged["match_precision"], rel=1e-5)
+    net = curve(read, "validation/net_matches")[12]
+    assert net == pytest.approx(judged["matches"] * (2 * judged["match_precision"] - 1), rel=1e-5)
     rates = {name: curve(read, f"learning_rate/{name}")[10] for name in ("encoder", "decoder", "temperature")}
     assert rates["encoder"] == pytest.approx(0.5 * rates["decoder"], rel=1e-5)
     assert rates["temperature"] == pytest.approx(5 * rates["decoder"], rel=1e-5)

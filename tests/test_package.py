@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import configparser
 import inspect
 import os
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,10 +85,10 @@ def test_scripts_lead_to_functions() -> None:
         assert function in [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
 
 
-def test_messages_and_readme_name_extras_that_exist() -> None:
+def test_messages_and_documentation_name_extras_that_exist() -> None:
     extras = set(pyproject()["project"]["optional-dependencies"])
     named = set()
-    for path in [*python_files(), ROOT / "README.md"]:
+    for path in [*python_files(), ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for group in re.findall(r"(?:capsdesc|'\.)\[([\w,]+)\]'", path.read_text(encoding="utf-8")):
             named.update(group.split(","))
     assert named
@@ -219,63 +216,10 @@ def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(*languages: str) -> list[tuple[int, str]]:
-    """Code blocks of the README in these languages, with the number of the line before each."""
-    fence = re.compile(rf"^```(?:{'|'.join(languages)})\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-    return [(readme().count("\n", 0, found.start(1)), found[1]) for found in fence.finditer(readme())]
-
-
-def readme_commands() -> list[tuple[str, ...]]:
-    """The commands of this package in the README's shell blocks, as words."""
-    commands = []
-    for _, block in blocks("bash", "sh", "console"):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True)
-            if words and words[0] in ("capsdesc", "capsdesc-train"):
-                commands.append(tuple(words))
-    return commands
-
-
-def parsers() -> dict[str, argparse.ArgumentParser]:
-    from capsdesc.cli import build_parser
-    from capsdesc.training.cli import build_parser as build_training_parser
-
-    return {"capsdesc": build_parser(), "capsdesc-train": build_training_parser()}
-
-
 def test_the_command_runs_as_a_module() -> None:
     usage = python("-m", "capsdesc.cli", "--help")
     for subcommand in ("match", "extract", "locate", "sfm", "demo", "export", "eval", "convert", "publish", "bench"):
         assert re.search(rf"\b{subcommand}\b", usage)
-
-
-def test_readme_commands_parse() -> None:
-    commands = readme_commands()
-    assert {words[0] for words in commands} == {"capsdesc", "capsdesc-train"}
-    refused = []
-    for words in commands:
-        try:
-            parsers()[words[0]].parse_args(words[1:])
-        except SystemExit as stop:
-            # With --help and --version it is 0.
-            if stop.code:
-                refused.append(shlex.join(words))
-    assert refused == []
-
-
-def test_readme_python_runs(tmp_path: Path) -> None:
-    found = blocks("python")
-    assert found
-    assert len(found) == readme().count("```python"), "a block that this test cannot find: indented, or not closed"
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    # One script, as one reader reads it, whose tracebacks have the README's line numbers.
-    lines = [""] * (readme().count("\n") + 1)
-    for start, block in found:
-        for offset, line in enumerate(block.splitlines()):
-            lines[start + offset] = line
-    script = tmp_path / "README.py"
-    script.write_text("\n".join(lines), encoding="utf-8")
-    python(script.name, folder=tmp_path)
 
 
 def test_readme_links_to_files_that_exist() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,30 @@ import pytest
 from scipy.spatial.transform import Rotation
 from test_prepare import POSES, write_photographs
 
-from capsdesc import CAPSExtractor
+from capsdesc import CAPSExtractor, Features
 from capsdesc.cli import main
+from capsdesc.extraction import load_features
+from capsdesc.io.images import read_image
 from capsdesc.retrieval import describe_globally, nearest_pairs, visual_words
-from capsdesc.sfm import SfmConfig, reconstruct
+from capsdesc.sfm import SfmConfig, reconstruct, sfm_extractor
 
 Array = npt.NDArray[Any]
 
 VIEWS = range(1, 7)
+# The last one has its name in another folder, but for the case of the ending.
+NAMES = {**{k: f"a walk/photo {k}.png" for k in VIEWS}, VIEWS[-1]: "b walk/photo 1.PNG"}
+CONFIG = SfmConfig(max_keypoints=1000, camera_model="SIMPLE_PINHOLE")
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six of the views of the relief that ``prepare`` is tested on, and a file that is no photograph."""
+    """Six of the views of the relief that ``prepare`` is tested on, one as WebP, and a file that is no photograph."""
     folder = tmp_path_factory.mktemp("photographs")
     write_photographs(folder / "a walk", VIEWS)
+    last = folder / NAMES[VIEWS[-1]]
+    last.parent.mkdir()
+    (folder / "a walk" / f"photo {VIEWS[-1]}.png").rename(last)
+    cv2.imwrite(str(folder / "colmap reads none.webp"), read_image(folder / NAMES[VIEWS[0]]))
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 no photograph")
     return folder
 
@@ -62,12 +72,10 @@ def command(photographs: Path, out: Path, *more: str) -> list[str]:
 def finished(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a run that was stopped and then done again, and what was printed."""
     out = tmp_path_factory.mktemp("sfm") / "out"
-    extractor = CAPSExtractor(device="cpu")
+    extractor = sfm_extractor(device="cpu")
     extractor.detector = Stopping(extractor, 3)
     with pytest.raises(KeyboardInterrupt):
-        reconstruct(
-            photographs, out, extractor, SfmConfig(max_keypoints=1000, camera_model="SIMPLE_PINHOLE"), threads=1
-        )
+        reconstruct(photographs, out, extractor, CONFIG, threads=1)
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
     assert 1 <= len(kept) <= 3
     printed = io.StringIO()
@@ -87,7 +95,7 @@ def test_registered_poses_are_the_true_ones(finished: tuple[Path, str], folder: 
     """As true as so small photographs tell, with a focal length that is not known."""
     model = pycolmap.Reconstruction(finished[0] / folder)
     found = {model.image(i).name: model.image(i).cam_from_world() for i in model.reg_image_ids()}
-    true = {f"a walk/photo {k}.png": pose for k, pose in enumerate(POSES) if k in VIEWS}
+    true = {NAMES[k]: POSES[k] for k in VIEWS}
     assert set(found) == set(true)
     first = min(true)
     for name, (R, t) in true.items():
@@ -102,13 +110,41 @@ def test_registered_poses_are_the_true_ones(finished: tuple[Path, str], folder: 
             assert np.degrees(np.arccos(min(1, cosine))) < 4 * tolerance
 
 
+def features_of(out: Path, name: str) -> Features:
+    return load_features(out / "features" / f"{name}.npz")
+
+
 def test_the_database_holds_the_pairs_and_the_keypoints(finished: tuple[Path, str]) -> None:
+    """Keypoints are moved by COLMAP's half pixel, once."""
     with sqlite3.connect(finished[0] / "database.db") as opened:
         ((pairs,),) = opened.execute("SELECT COUNT(*) FROM matches").fetchall()
-        stored = dict(opened.execute("SELECT name, rows FROM images JOIN keypoints USING (image_id)").fetchall())
+        stored = dict(opened.execute("SELECT name, data FROM images JOIN keypoints USING (image_id)").fetchall())
+        sizes = opened.execute("SELECT DISTINCT width, height FROM cameras").fetchall()
     assert pairs == math.comb(len(VIEWS), 2)
-    with np.load(finished[0] / "features" / "a walk" / "photo 2.png.npz") as features:
-        assert stored["a walk/photo 2.png"] == len(features["keypoints"])
+    assert set(stored) == set(NAMES.values())
+    for name, data in stored.items():
+        features = features_of(finished[0], name)
+        points = np.frombuffer(data, dtype=np.float32).reshape(len(features), -1)[:, :2]
+        np.testing.assert_array_equal(points, np.asarray(features.keypoints) + np.float32(0.5))
+        assert sizes == [features.image_size]
+
+
+def test_lost_matches_are_found_again(finished: tuple[Path, str], photographs: Path, tmp_path: Path) -> None:
+    """As after a run that was killed between two pairs."""
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    shutil.rmtree(out / "sparse")
+    query = "SELECT pair_id, data FROM matches ORDER BY pair_id"
+    with sqlite3.connect(out / "database.db") as opened:
+        before = opened.execute(query).fetchall()
+        opened.execute("DELETE FROM matches WHERE pair_id IN (SELECT pair_id FROM matches LIMIT 4)")
+        opened.execute("DELETE FROM two_view_geometries")
+    opened.close()
+    assert main(command(photographs, out)) == 0
+    with sqlite3.connect(out / "database.db") as opened:
+        assert opened.execute(query).fetchall() == before
+    again, first = (pycolmap.Reconstruction(folder / "sparse" / "0") for folder in (out, finished[0]))
+    assert again.num_reg_images() == first.num_reg_images()
 
 
 def test_the_summary_is_that_of_the_models(finished: tuple[Path, str]) -> None:
@@ -136,19 +172,29 @@ def test_the_summary_is_that_of_the_models(finished: tuple[Path, str]) -> None:
 
 
 def test_a_finished_run_is_not_done_again(
-    finished: tuple[Path, str],
-    photographs: Path,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    finished: tuple[Path, str], photographs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = finished[0]
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.bin")}
     assert main(command(photographs, out)) == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.bin")} == before
-    assert "broken.jpg" in caplog.text
+    assert "left out broken.jpg" in caplog.text
+    assert "left out colmap reads none.webp" in caplog.text
     assert "sift" in summary(out)["methods"]
-    assert main(command(photographs, out, "--pairs", "sequential")) == 1
-    assert "other settings" in capsys.readouterr().err
+
+
+def test_other_settings_are_refused(
+    finished: tuple[Path, str], photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = finished[0]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert main(command(photographs, out, "--pairs", "sequential", "--max-size", "200")) == 1
+    message = capsys.readouterr().err
+    assert "pairs 'exhaustive', now 'sequential'" in message
+    assert "max_size None, now 200" in message
+    with pytest.raises(ValueError, match="reliability False, now True"):
+        reconstruct(photographs, out, CAPSExtractor(device="cpu"), CONFIG, threads=1)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_retrieved_pairs_are_matched(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,6 +218,7 @@ def test_photographs_of_different_things_are_said_to_be_so(tmp_path: Path, capsy
     output = capsys.readouterr()
     assert "0 of 4" in output.out
     assert "no two of the 4 photographs" in output.err
+    assert "try --orientation any" in output.err
     assert summary(tmp_path / "out")["methods"]["caps"]["models"] == []
     assert not (tmp_path / "out" / "sparse").exists()
 
@@ -206,6 +253,19 @@ def test_folders_that_would_be_spoiled_are_refused(
     cv2.imwrite(str(tmp_path / "one" / "only.png"), np.zeros((80, 80, 3), np.uint8))
     assert main(command(tmp_path / "one", tmp_path / "other")) == 1
     assert "expected at least two" in capsys.readouterr().err
+    assert main(command(tmp_path / "none", tmp_path / "unmade")) == 1
+    assert "no folder" in capsys.readouterr().err
+    assert not (tmp_path / "unmade").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", '{"settings": {}}', '{"settings": 1, "methods": {}}'])
+def test_other_files_are_no_summaries(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (tmp_path / "summary.json").write_text(content)
+    assert main(command(photographs, tmp_path)) == 1
+    assert "is no summary of this command" in capsys.readouterr().err
+    assert (tmp_path / "summary.json").read_text() == content
 
 
 # retrieval

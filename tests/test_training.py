@@ -580,6 +580,7 @@ def test_augmentation_changes_only_what_it_is_asked_to() -> None:
     [
         TrainingConfig(),
         TrainingConfig.paper(),
+        TrainingConfig.compact(),
         TrainingConfig(data=DataConfig(augmentation=None, planar_zoom=(0.5, 2.0)), steps=7),
     ],
 )
@@ -960,8 +961,8 @@ def test_the_weights_that_match_best_come_out(scene: Scene, tmp_path: Path) -> N
     device = torch.device("cpu")
     outcome = train(config, network, pairs, judged, tmp_path, device=device, workers=0)
     validations = [row["validation"] for row in log_rows(tmp_path)][1:]
-    right = [figures["match_precision"] * figures["matches"] for figures in validations]
-    assert outcome == Outcome(finished=True, step=1 + int(np.argmax(right)))
+    net = [(2 * figures["match_precision"] - 1) * figures["matches"] for figures in validations]
+    assert outcome == Outcome(finished=True, step=1 + int(np.argmax(net)))
     assert outcome.step < config.steps
     assert dataclasses.asdict(validate(network, config, judged, device)) == validations[outcome.step - 1]
     assert not network.training

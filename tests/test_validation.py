@@ -82,6 +82,7 @@ def test_validation_measures_what_the_extractor_does(
     assert result.matches == pytest.approx(len(match_error) / 3, rel=0.01)
     assert result.match_precision == pytest.approx((match_error <= 3).mean(), abs=0.01)
     assert result.right_matches == pytest.approx((match_error <= 3).sum() / 3, rel=0.02)
+    assert result.net_matches == pytest.approx(((match_error <= 3).sum() - (match_error > 3).sum()) / 3, abs=0.5)
     assert result.pairs == 3
     assert 0.05 < result.match_precision < 0.95
     assert result.matches > 40
@@ -105,5 +106,5 @@ def test_views_without_keypoints_match_nothing(scene: Scene, network: nn.Module,
     data = dataclasses.replace(CONFIG.data, sift_share=0.0, max_zoom=0.1, zoom_sigma=0.0, turn_sigma=0.0)
     pairs = PairDataset([dataclasses.replace(scene, photographs=grey)], [], data, seed=0, length=2)
     result = validate(network, dataclasses.replace(CONFIG, data=data), pairs, CPU)
-    assert result.matches == result.match_precision == result.right_matches == 0
+    assert result.matches == result.match_precision == result.right_matches == result.net_matches == 0
     assert result.median_px > 0

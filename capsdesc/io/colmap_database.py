@@ -76,21 +76,26 @@ class ColmapDatabase:
         *,
         camera_model: str = "SIMPLE_RADIAL",
         single_camera: bool = False,
-    ) -> None:
+    ) -> list[str]:
         """Add images with cameras guessed from their EXIF data, as COLMAP does; those that are there already stay.
 
-        Without EXIF data the focal length starts at 1.2 times the longer edge. Images that the same camera took with
-        the same focal length, by their EXIF data, share one camera; all others have one each.
+        Without EXIF data the focal length starts at 1.2 times the longer edge. Images added by one call that the same
+        camera took with the same focal length, by their EXIF data, share one camera; all others have one each. EXIF
+        orientation is ignored, as it is where :func:`capsdesc.io.images.read_image` reads the pixels.
 
         Args:
             folder: what the names are relative to.
             names: of the image files, with slashes.
             camera_model: COLMAP's name of the lens model.
-            single_camera: whether all images share one camera, whatever EXIF data say; they must have one size.
+            single_camera: whether all images share one camera, whatever EXIF data say.
+
+        Returns:
+            Those that are left out: COLMAP cannot read them, as it cannot read WebP, or they have another size than
+            the first of those that share one camera.
 
         Raises:
             FileNotFoundError: there is no such folder.
-            ValueError: an image cannot be read or does not fit the camera, or there is no such lens model.
+            ValueError: there is no such lens model.
         """
         pycolmap = import_pycolmap()
         check_camera_model(camera_model)
@@ -98,17 +103,14 @@ class ColmapDatabase:
             raise FileNotFoundError(f"no folder {folder}")
         missing = [name for name in names if name not in self._ids]
         if not missing:
-            return
+            return []
         mode = pycolmap.CameraMode.SINGLE if single_camera else pycolmap.CameraMode.AUTO
         reader = pycolmap.ImageReaderOptions(camera_model=camera_model)
         if single_camera and self._ids:
             reader.existing_camera_id = self._database.read_all_cameras()[0].camera_id
         pycolmap.import_images(self.path, folder, mode, missing, reader)
         self._ids = self._read_ids()
-        refused = [name for name in missing if name not in self._ids]
-        if refused:
-            fit = " or has another size than the camera that all share" if single_camera else ""
-            raise ValueError(f"{len(refused)} images cannot be read{fit}, the first is {refused[0]!r} in {folder}")
+        return [name for name in missing if name not in self._ids]
 
     def add_camera(self, camera: pycolmap.Camera) -> int:
         """Add a camera of the user's own, such as :func:`pinhole_camera` makes; returns its id in the database."""

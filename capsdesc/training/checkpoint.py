@@ -33,7 +33,7 @@ class Best:
 
     Attributes:
         step: number of steps they were trained for.
-        score: :attr:`~capsdesc.training.validation.Validation.right_matches` of them.
+        score: :attr:`~capsdesc.training.validation.Validation.net_matches` of them.
         state_dict: the weights, on the CPU.
     """
 

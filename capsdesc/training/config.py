@@ -100,6 +100,17 @@ class TrainingConfig:
             raise ValueError(f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
 
     @classmethod
+    def compact(cls) -> TrainingConfig:
+        """From an ImageNet encoder to a model like the bundled one, in one run."""
+        return cls(
+            data=DataConfig(planar_share=0.55, keypoints=512),
+            optimizer=OptimizerConfig(encoder_factor=0.4, warmup=0.08),
+            steps=1500,
+            ema=0.998,
+            validate_every=500,
+        )
+
+    @classmethod
     def paper(cls) -> TrainingConfig:
         """The paper's recipe (supplement): ResNet-50, Adam, 200 k steps of 6 pairs, its losses and colour jitter."""
         jitter = AugmentationConfig(
@@ -141,7 +152,7 @@ class TrainingConfig:
         return build(cls, {} if values is None else values)
 
 
-NAMED_CONFIGS = {"default": TrainingConfig, "caps_paper": TrainingConfig.paper}
+NAMED_CONFIGS = {"default": TrainingConfig, "compact": TrainingConfig.compact, "caps_paper": TrainingConfig.paper}
 
 
 def _plain(value: Any) -> Any:

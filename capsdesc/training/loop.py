@@ -149,14 +149,14 @@ def train(
     if best is not None and validation_pairs is not None and not finished:
         # After the last step there was a validation. Here it is not logged, as a run that nothing stopped has none.
         result = result or validate(average.network, config, validation_pairs, device, workers)
-        if result.right_matches > best.score:
+        if result.net_matches > best.score:
             best = None
     network.load_state_dict(average.network.state_dict() if best is None else best.state_dict)
     network.eval()
     if best is None:
         logger.info("the weights are those of the last step, %d", step)
         return Outcome(finished, step)
-    logger.info("the weights are those of step %d, the best with %.1f right matches a pair", best.step, best.score)
+    logger.info("the weights are those of step %d, the best: %.1f more right than wrong matches a pair", best.step, best.score)
     return Outcome(finished, best.step)
 
 
@@ -170,8 +170,8 @@ def _summary(step: int, result: Validation) -> str:
 
 def _keep_if_best(folder: RunFolder, step: int, result: Validation, network: nn.Module) -> None:
     best = folder.read_best()
-    if best is None or result.right_matches > best.score:
-        folder.save_best(Best(step, result.right_matches, network.state_dict()))
+    if best is None or result.net_matches > best.score:
+        folder.save_best(Best(step, result.net_matches, network.state_dict()))
 
 
 def training_step(

@@ -75,6 +75,7 @@ class Monitor:
         for name, value in dataclasses.asdict(result).items():
             self._writer.add_scalar(f"validation/{name}", value, step)
         self._writer.add_scalar("validation/right_matches", result.right_matches, step)
+        self._writer.add_scalar("validation/net_matches", result.net_matches, step)
         self._writer.add_image("validation/answers", picture, step, dataformats="HWC")
 
     def flush(self) -> None:

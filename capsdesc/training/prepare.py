@@ -25,10 +25,10 @@ from capsdesc.io.images import find_images, read_image
 from capsdesc.io.text import parse_yaml, read_text
 from capsdesc.sfm import (
     ModelSummary,
-    check_folders,
     colmap_pairing,
     extract_sift,
     is_mapped,
+    make_out_folder,
     map_photographs,
     match_sift,
     read_models,
@@ -125,7 +125,7 @@ def prepare(photographs: Path, out: Path, config: PrepareConfig, *, threads: int
         RuntimeError: no two photographs could be related to each other.
     """
     files = find_images(photographs)
-    check_folders(photographs, out, threads)
+    make_out_folder(photographs, out, threads)
     _pin_settings(out / "prepare.yaml", config)
     names = _gather(photographs, files, out / "images", config.max_size)
     if len(names) < 2:

@@ -48,12 +48,17 @@ class Validation:
 
     @property
     def right_matches(self) -> float:
-        """Matches per pair that obey the epipolar geometry: precision times number. Higher is better.
+        """Matches per pair that obey the epipolar geometry: precision times number."""
+        return self.match_precision * self.matches
+
+    @property
+    def net_matches(self) -> float:
+        """Right matches less wrong ones, per pair. Higher is better.
 
         This selects the best weights. It judges what descriptors are for, and neither few sure matches nor many wrong
-        ones raise it, as they would the precision or the number alone.
+        ones raise it, as they would the precision or the number of right ones alone.
         """
-        return self.match_precision * self.matches
+        return 2 * self.right_matches - self.matches
 
 
 @torch.no_grad()

@@ -186,7 +186,7 @@ def _figures(
         "these figures compare runs on the same data, and nothing else.",
         "",
         f"The weights are those of step {step}: of all validations of trained weights and the last step, what had the "
-        "most right matches was kept.",
+        "largest surplus of right over wrong matches was kept.",
     ]
 
 
