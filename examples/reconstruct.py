@@ -17,8 +17,7 @@ import pycolmap
 from make_scene import make_scene
 from matplotlib.figure import Figure
 
-from capsdesc import CAPSExtractor
-from capsdesc.sfm import SfmConfig, reconstruct
+from capsdesc.sfm import SfmConfig, reconstruct, sfm_extractor
 
 Array = npt.NDArray[Any]
 
@@ -70,7 +69,7 @@ def main() -> None:
         options.photographs, options.single_camera = options.out / "images", True
 
     config = SfmConfig(max_keypoints=options.max_keypoints, single_camera=options.single_camera)
-    found = reconstruct(options.photographs, options.out, CAPSExtractor(), config)
+    found = reconstruct(options.photographs, options.out, sfm_extractor(), config)
     if not found.models:
         raise SystemExit("no two photographs could be related to each other")
     best = found.models[0]

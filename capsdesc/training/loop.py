@@ -156,7 +156,9 @@ def train(
     if best is None:
         logger.info("the weights are those of the last step, %d", step)
         return Outcome(finished, step)
-    logger.info("the weights are those of step %d, the best: %.1f more right than wrong matches a pair", best.step, best.score)
+    logger.info(
+        "the weights are those of step %d, the best: %.1f more right than wrong matches a pair", best.step, best.score
+    )
     return Outcome(finished, best.step)
 
 
