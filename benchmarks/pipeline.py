@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     calls = {"one by one": describe_one_by_one, "extract": lambda: extract_images(caps, images, pipeline)}
     seconds = {name: float(np.median(samples)) for name, samples in measure(calls, repeats=options.repeats).items()}
     for name, features in one_by_one.features.items():
-        if not np.array_equal(features.descriptors, pipeline.features[name].descriptors):
+        if not np.allclose(features.descriptors, pipeline.features[name].descriptors, atol=1e-5):
             raise RuntimeError(f"{name} is described differently")
     print(f"{len(images)} photographs, {torch.get_num_threads()} threads of the network, median of {options.repeats}")
     for name, value in seconds.items():

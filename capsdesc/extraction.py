@@ -1,12 +1,13 @@
 """Features of many images, computed once and kept in files; and the command ``capsdesc extract``.
 
-Threads decode images and find keypoints while the network describes those of the image before. A run that was stopped
-goes on where it was when it is started again.
+Threads decode images, find keypoints and, on the CPU, describe them, several images side by side. A run that was
+stopped goes on where it was when it is started again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -19,7 +20,7 @@ import re
 import shutil
 import zipfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeAlias, get_args
@@ -27,6 +28,7 @@ from typing import IO, Any, Literal, Protocol, TypeAlias, get_args
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -221,8 +223,8 @@ def extract_images(
         max_keypoints: at most so many an image.
         orientation: as for :meth:`CAPSExtractor.describe`.
         overwrite: whether to describe images that are in the sink again.
-        threads: that decode and detect, each with up to two images in memory; for Ray, so many in each actor.
-            ``None``: as many as there are CPUs for them, at most 8.
+        threads: that decode, detect and, on the CPU, describe, each with up to two images in memory and its share of
+            torch's threads; for Ray, so many in each actor. ``None``: as many as there are CPUs for them, at most 8.
         engine: ``"local"``, in this process, or ``"ray"``.
         workers: how many actors. ``None``: as many as the cluster has GPUs, or CPUs for an extractor on the CPU.
         progress: whether to show progress on standard error, where that is a terminal.
@@ -403,29 +405,54 @@ def _describe_images(
     orientation: Orientation,
     threads: int,
 ) -> Iterator[tuple[str, _Outcome]]:
-    """The features of each image in turn, or what is wrong with it."""
+    """The features of each image in turn, or what is wrong with it.
 
-    def detect(path: Path) -> tuple[UInt8Array, Keypoints]:
+    On the CPU each thread describes images of its own, with its share of torch's threads: several images side by side
+    keep the cores busier than one image on all of them. A GPU is left to this thread, and the others decode and detect.
+    """
+    on_cpu = extractor.device.type == "cpu"
+
+    def describe(image: UInt8Array, keypoints: Keypoints) -> Features:
+        return _features(image, keypoints, extractor.describe(image, keypoints, orientation=orientation))
+
+    def prepare(path: Path) -> Callable[[], Features]:
         image = read_image(path)
-        return image, extractor.detect(image, max_keypoints)
+        keypoints = extractor.detect(image, max_keypoints)
+        if on_cpu:
+            features = describe(image, keypoints)
+            return lambda: features
+        return lambda: describe(image, keypoints)
 
-    ahead: deque[tuple[str, Future[tuple[UInt8Array, Keypoints]]]] = deque()
+    ahead: deque[tuple[str, Future[Callable[[], Features]]]] = deque()
     left = iter(images.items())
-    with ThreadPoolExecutor(threads) as pool:
+    with _share_torch_threads(threads) if on_cpu else ThreadPoolExecutor(threads) as pool:
         while True:
             for name, path in itertools.islice(left, 2 * threads - len(ahead)):
-                ahead.append((name, pool.submit(detect, path)))
+                ahead.append((name, pool.submit(prepare, path)))
             if not ahead:
                 return
-            name, detection = ahead.popleft()
+            name, prepared = ahead.popleft()
             outcome: _Outcome
             try:
-                image, keypoints = detection.result()
-                outcome = _features(image, keypoints, extractor.describe(image, keypoints, orientation=orientation))
+                outcome = prepared.result()()
             except _IMAGE_ERRORS as error:
                 # Messages that OpenCV or torch had a part in have several lines.
                 outcome = " ".join(str(error).split()) or type(error).__name__
             yield name, outcome
+
+
+@contextlib.contextmanager
+def _share_torch_threads(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of so many threads, among which those that torch may use are shared out."""
+    number = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(
+            threads, initializer=torch.set_num_threads, initargs=(max(1, number // threads),)
+        ) as pool:
+            yield pool
+    finally:
+        # Each thread has a number of its own, but threads to come begin with what was set last.
+        torch.set_num_threads(number)
 
 
 def _features(image: UInt8Array, keypoints: Keypoints, descriptors: Any) -> Features:
@@ -560,7 +587,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_detector_option(parser)
     add_orientation_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="describe images again that are in the output")
-    parser.add_argument("--threads", type=int, metavar="N", help="that decode and detect (default: one a CPU, up to 8)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="images at work at a time (default: one a CPU, up to 8)"
+    )
     parser.add_argument(
         "--engine",
         choices=get_args(Engine),
