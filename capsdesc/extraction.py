@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, TypeAlias, get_args
+from typing import IO, Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import cv2
 import numpy as np
@@ -34,7 +34,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from capsdesc.extractor import CAPSExtractor, Features
 from capsdesc.io.files import atomic_path
-from capsdesc.io.hloc import import_h5py, read_features, read_names, read_settings, write_features
+from capsdesc.io.hloc import DERIVATIVES_DTYPE, import_h5py, read_features, read_names, read_settings, write_features
 from capsdesc.io.images import UInt8Array, find_images, read_image
 from capsdesc.io.text import below
 from capsdesc.keypoints import DETECTORS, Keypoints
@@ -200,6 +200,7 @@ def extract_images(
     *,
     max_keypoints: int = 2048,
     orientation: Orientation = "upright",
+    derivatives: bool = False,
     overwrite: bool = False,
     threads: int | None = None,
     engine: Engine = "local",
@@ -222,6 +223,7 @@ def extract_images(
         sink: where features are kept, :class:`NpzFolder` or :class:`HlocFile`.
         max_keypoints: at most so many an image.
         orientation: as for :meth:`CAPSExtractor.describe`.
+        derivatives: as for :meth:`CAPSExtractor.extract`.
         overwrite: whether to describe images that are in the sink again.
         threads: that decode, detect and, on the CPU, describe, each with up to two images in memory and its share of
             torch's threads; for Ray, so many in each actor. ``None``: as many as there are CPUs for them, at most 8.
@@ -239,16 +241,17 @@ def extract_images(
         OSError: features cannot be written.
     """
     _check(images, max_keypoints, orientation, threads, engine, workers)
-    settings = json.dumps(feature_settings(extractor, max_keypoints, orientation), sort_keys=True)
+    how = _How(max_keypoints, orientation, derivatives)
+    settings = json.dumps(feature_settings(extractor, max_keypoints, orientation, derivatives), sort_keys=True)
     stored = sink.stored(images)
     _refuse_other_settings(stored, settings, set(images) if overwrite else set())
     kept = () if overwrite else tuple(name for name in images if name in stored)
     left = {name: Path(path) for name, path in images.items() if overwrite or name not in stored}
 
     outcomes = (
-        _describe_images(extractor, left, max_keypoints, orientation, threads or min(os.cpu_count() or 1, _MAX_THREADS))
+        _describe_images(extractor, left, how, threads or min(os.cpu_count() or 1, _MAX_THREADS))
         if engine == "local"
-        else _describe_with_ray(extractor, left, max_keypoints, orientation, threads, workers)
+        else _describe_with_ray(extractor, left, how, threads, workers)
     )
     described, broken = [], {}
     with tqdm(
@@ -288,12 +291,16 @@ def name_images(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
 def save_features(file: str | os.PathLike[str] | IO[bytes], features: Features, *, settings: str) -> None:
     """Write features as an ``.npz`` archive with an array for each field of :class:`Features` that is not ``None``.
 
+    Derivatives are kept in half precision.
+
     Args:
         file: path that ends in ``.npz``, or a file open for writing.
         features: in numpy.
         settings: text that is kept beside them as ``settings``: what they were made with.
     """
     fields = {name: np.asarray(value) for name, value in vars(features).items() if value is not None}
+    if features.derivatives is not None:
+        fields["derivatives"] = fields["derivatives"].astype(DERIVATIVES_DTYPE)
     np.savez(file, settings=np.asarray(settings), **fields)  # type: ignore[arg-type]
 
 
@@ -314,13 +321,17 @@ def load_features(file: str | os.PathLike[str] | IO[bytes]) -> Features:
     if missing:
         raise ValueError(f"{file} holds no features: it has no {' and no '.join(missing)}")
     width, height = fields["image_size"].tolist()
+    if fields["derivatives"] is not None:
+        fields["derivatives"] = fields["derivatives"].astype(np.float32)
     return Features(**{**fields, "image_size": (width, height)})
 
 
 # ---- What the features depend on
 
 
-def feature_settings(extractor: CAPSExtractor, max_keypoints: int, orientation: Orientation) -> dict[str, Any]:
+def feature_settings(
+    extractor: CAPSExtractor, max_keypoints: int, orientation: Orientation, derivatives: bool = False
+) -> dict[str, Any]:
     """All that features depend on beside their image, for JSON."""
     detector = type(extractor.detector)
     return {
@@ -329,6 +340,7 @@ def feature_settings(extractor: CAPSExtractor, max_keypoints: int, orientation: 
         "detector": detector.__qualname__ if detector.__repr__ is object.__repr__ else repr(extractor.detector),
         "max_keypoints": int(max_keypoints),
         "orientation": orientation,
+        "derivatives": derivatives,
         "max_size": extractor.max_size,
         "dtype": str(extractor.dtype),
         "reliability": extractor.reliability,
@@ -398,12 +410,16 @@ def _check(
 # ---- Engines
 
 
+class _How(NamedTuple):
+    """How each image is described, as for :meth:`CAPSExtractor.extract`."""
+
+    max_keypoints: int
+    orientation: Orientation
+    derivatives: bool
+
+
 def _describe_images(
-    extractor: CAPSExtractor,
-    images: Mapping[str, Path],
-    max_keypoints: int,
-    orientation: Orientation,
-    threads: int,
+    extractor: CAPSExtractor, images: Mapping[str, Path], how: _How, threads: int
 ) -> Iterator[tuple[str, _Outcome]]:
     """The features of each image in turn, or what is wrong with it.
 
@@ -413,11 +429,11 @@ def _describe_images(
     on_cpu = extractor.device.type == "cpu"
 
     def describe(image: UInt8Array, keypoints: Keypoints) -> Features:
-        return _features(image, keypoints, extractor.describe(image, keypoints, orientation=orientation))
+        return extractor.extract(image, orientation=how.orientation, derivatives=how.derivatives, keypoints=keypoints)
 
     def prepare(path: Path) -> Callable[[], Features]:
         image = read_image(path)
-        keypoints = extractor.detect(image, max_keypoints)
+        keypoints = extractor.detect(image, how.max_keypoints)
         if on_cpu:
             features = describe(image, keypoints)
             return lambda: features
@@ -455,25 +471,11 @@ def _share_torch_threads(threads: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(number)
 
 
-def _features(image: UInt8Array, keypoints: Keypoints, descriptors: Any) -> Features:
-    def field(values: Any) -> npt.NDArray[np.float32] | None:
-        return None if values is None else np.asarray(values)
-
-    return Features(
-        keypoints=np.asarray(keypoints.points),
-        descriptors=np.asarray(descriptors),
-        scores=field(keypoints.scores),
-        scales=field(keypoints.scales),
-        angles=field(keypoints.angles),
-        image_size=(image.shape[1], image.shape[0]),
-    )
-
-
 class _RayWorker:
     """What an actor does: the images of a batch to archives of features, or errors."""
 
-    def __init__(self, extractor: CAPSExtractor, max_keypoints: int, orientation: Orientation, threads: int) -> None:
-        self.arguments = (max_keypoints, orientation, threads)
+    def __init__(self, extractor: CAPSExtractor, how: _How, threads: int) -> None:
+        self.arguments = (how, threads)
         self.extractor = extractor
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> Iterator[dict[str, npt.NDArray[Any]]]:
@@ -489,8 +491,7 @@ class _RayWorker:
 def _describe_with_ray(
     extractor: CAPSExtractor,
     images: Mapping[str, Path],
-    max_keypoints: int,
-    orientation: Orientation,
+    how: _How,
     threads: int | None,
     workers: int | None,
 ) -> Iterator[tuple[str, _Outcome]]:
@@ -518,7 +519,7 @@ def _describe_with_ray(
         rows = [{"name": name, "path": str(path.absolute())} for name, path in images.items()]
         described = ray.data.from_items(rows, override_num_blocks=tasks).map_batches(
             _RayWorker,
-            fn_constructor_args=(extractor, max_keypoints, orientation, threads),
+            fn_constructor_args=(extractor, how, threads),
             compute=ray.data.ActorPoolStrategy(size=workers),
             batch_size=None,
             num_cpus=1,
@@ -586,6 +587,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--max-keypoints", type=int, default=2048, metavar="N", help="per image (%(default)s)")
     add_detector_option(parser)
     add_orientation_option(parser)
+    parser.add_argument(
+        "--derivatives", action="store_true", help="keep the descriptors' derivatives, for max_shift in matching"
+    )
     parser.add_argument("--overwrite", action="store_true", help="describe images again that are in the output")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="images at work at a time (default: one a CPU, up to 8)"
@@ -612,6 +616,7 @@ def _run(options: argparse.Namespace) -> int:
             sink,
             max_keypoints=options.max_keypoints,
             orientation=options.orientation,
+            derivatives=options.derivatives,
             overwrite=options.overwrite,
             threads=options.threads,
             engine=options.engine,

@@ -25,7 +25,9 @@ from capsdesc.models import (
     inverse_temperatures,
     tiles,
 )
-from capsdesc.orientation import ORIENTATIONS, TURNS, ZOOMS, Orientation, turned_views
+from capsdesc.models.maps import without_reliability
+from capsdesc.models.network import FINE_STRIDE
+from capsdesc.orientation import ORIENTATIONS, TURNS, ZOOMS, Orientation, View, turned_views
 from capsdesc.weights import Weights, resolve
 
 # Locating n points holds n times the fine map's cells of probabilities; so many floats (64 MB) at a time.
@@ -43,6 +45,9 @@ class Features:
         scales: (N,) diameter of the detected region in pixels, or None.
         angles: (N,) orientation in degrees, clockwise, or None.
         image_size: width and height in pixels.
+        derivatives: (N, 2, C) float32, how the descriptors change from pixel to pixel along x and y, C being D without
+            reliability; (turns, zooms, N, 2, C) with ``orientation="any"``; or None. ``max_shift`` of
+            :func:`capsdesc.match` needs them.
     """
 
     keypoints: Array
@@ -51,6 +56,7 @@ class Features:
     scales: Array | None
     angles: Array | None
     image_size: tuple[int, int]
+    derivatives: Array | None = None
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -222,34 +228,50 @@ class CAPSExtractor:
         if orientation not in ORIENTATIONS:
             raise ValueError(f"orientation is {orientation!r}; expected one of {', '.join(map(repr, ORIENTATIONS))}")
         if not isinstance(image, (list, tuple)):
-            return self._describe_one(image, keypoints, orientation, "image", "keypoints")
+            return self._describe_one(image, keypoints, orientation)[0]
         if not isinstance(keypoints, (list, tuple)) or len(keypoints) != len(image):
             came = f"{len(keypoints)}" if isinstance(keypoints, (list, tuple)) else f"a {type(keypoints).__name__}"
             raise ValueError(f"for a list of {len(image)} images keypoints must be a list as long, got {came}")
         return [
-            self._describe_one(one, points, orientation, f"image[{index}]", f"keypoints[{index}]")
+            self._describe_one(one, points, orientation, at=f"[{index}]")[0]
             for index, (one, points) in enumerate(zip(image, keypoints, strict=True))
         ]
 
     def _describe_one(
-        self, image: ImageLike, keypoints: KeypointsLike, orientation: Orientation, image_name: str, name: str
-    ) -> Array:
-        points = as_points(keypoints, name)
+        self,
+        image: ImageLike,
+        keypoints: KeypointsLike,
+        orientation: Orientation,
+        derivatives: bool = False,
+        *,
+        at: str = "",
+    ) -> tuple[Array, Array | None]:
+        """Descriptors at points of one image, and their derivatives if they are asked for.
+
+        ``at`` is where both stand in the lists they come from, for error messages.
+        """
+        points = as_points(keypoints, f"keypoints{at}")
+        views = () if orientation == "upright" else (len(TURNS), len(ZOOMS))
         if len(points) == 0:
-            image_size(image, name=image_name)  # a wrong image is an error all the same
-            shape = (
-                (0, self.descriptor_dim)
-                if orientation == "upright"
-                else (len(TURNS), len(ZOOMS), 0, self.descriptor_dim)
-            )
-            return _like(torch.zeros(shape), points)
-        pixels = to_tensor(image, self.device, name=image_name)
-        check_inside(points, pixels.shape[2], pixels.shape[1], name)
+            image_size(image, name=f"image{at}")  # a wrong image is an error all the same
+            empty = torch.zeros(*views, 0, 2, self.config.descriptor_dim - self.config.reliability)
+            none = torch.zeros(*views, 0, self.descriptor_dim)
+            return _like(none, points), _like(empty, points) if derivatives else None
+        pixels = to_tensor(image, self.device, name=f"image{at}")
+        check_inside(points, pixels.shape[2], pixels.shape[1], f"keypoints{at}")
+        pixels, resize = self._resized(pixels)
+        # A pixel centre p is (p + 0.5) * r - 0.5 in the resized image; written so that r = 1 changes no digit.
         queries = torch.as_tensor(points, device=self.device)
-        if orientation == "upright":
-            return _like(self._describe_pixels(pixels, queries), points)
-        views = [self._describe_pixels(view, seen) for view, seen in turned_views(pixels, queries)]
-        return _like(torch.stack(views).view(len(TURNS), len(ZOOMS), len(queries), -1), points)
+        factors = queries.new_tensor(resize)
+        queries = queries * factors + (0.5 * factors - 0.5)
+
+        seen = [View.of(pixels, queries)] if orientation == "upright" else turned_views(pixels, queries)
+        described, changes = zip(*(self._describe_view(view, derivatives) for view in seen), strict=True)
+        descriptors = torch.stack(described).view(*views, len(points), -1)
+        if not derivatives:
+            return _like(descriptors, points), None
+        per_pixel = torch.stack(changes).view(*views, len(points), 2, -1) * factors[:, None]
+        return _like(descriptors, points), _like(per_pixel, points)
 
     def detect(
         self, image: ImageLike, max_keypoints: int = 2048, mask: npt.NDArray[Any] | Tensor | None = None
@@ -279,34 +301,44 @@ class CAPSExtractor:
         mask: npt.NDArray[Any] | Tensor | None = None,
         *,
         orientation: Orientation = "upright",
+        derivatives: bool = False,
+        keypoints: KeypointsLike | None = None,
     ) -> Features:
-        """Detect keypoints and describe them.
+        """Detect keypoints and describe them, or describe given ones.
 
         Args:
             image: as for :meth:`describe`.
             max_keypoints: at most so many.
             mask: (H, W) bool or uint8, non-zero where keypoints may lie.
             orientation: as for :meth:`describe`.
+            derivatives: whether to take the descriptors' derivatives too, three times as many numbers in all, so that
+                :func:`capsdesc.match` can check matches with ``max_shift``.
+            keypoints: any form of keypoints that :meth:`describe` takes, to describe in place of detected ones.
 
         Returns:
             Features in torch on the image's device where it is a tensor, in numpy otherwise.
         """
         if isinstance(image, (str, os.PathLike)):
             image = to_rgb(image)  # decode once
-        keypoints = self.detect(image, max_keypoints, mask)
+        if keypoints is None:
+            found = self.detect(image, max_keypoints, mask)
+        else:
+            found = keypoints if isinstance(keypoints, Keypoints) else Keypoints(as_points(keypoints))
         like = image if isinstance(image, Tensor) else np.empty(0)
-        points = torch.as_tensor(keypoints.points)
+        points = torch.as_tensor(found.points)
+        descriptors, changes = self._describe_one(image, points, orientation, derivatives)
 
         def field(values: Array | None) -> Array | None:
             return None if values is None else _like(torch.as_tensor(values), like)
 
         return Features(
             keypoints=_like(points, like),
-            descriptors=_like(torch.as_tensor(self.describe(image, points, orientation=orientation)), like),
-            scores=field(keypoints.scores),
-            scales=field(keypoints.scales),
-            angles=field(keypoints.angles),
+            descriptors=_like(torch.as_tensor(descriptors), like),
+            scores=field(found.scores),
+            scales=field(found.scales),
+            angles=field(found.angles),
             image_size=image_size(image),
+            derivatives=field(changes),
         )
 
     def dense(self, image: ImageLike) -> DenseFeatures:
@@ -354,19 +386,24 @@ class CAPSExtractor:
                 stds.append(fine.std[0].square().mean(-1).sqrt())
         return Located(_like(torch.cat(found), queries), _like(torch.cat(stds), queries))
 
-    def _describe_pixels(self, image: Tensor, points: Tensor) -> Tensor:
-        """(N, D) descriptors at (N, 2) points of a (3, H, W) image, both on the device."""
-        image, resize = self._resized(image)
-        # A pixel centre p is (p + 0.5) * r - 0.5 in the resized image; written so that r = 1 changes no digit.
-        factors = points.new_tensor(resize)
-        points = points * factors + (0.5 * factors - 0.5)
-        size = (image.shape[2], image.shape[1])
-        whole = Tile((0, 0), size, torch.arange(len(points), device=points.device))
+    def _describe_view(self, view: View, derivatives: bool) -> tuple[Tensor, Tensor | None]:
+        """(N, D) descriptors at a view's points and, if asked for, their (N, 2, C) derivatives by its pixels."""
+        points = _with_neighbours(view.points, view.size).flatten(0, 1) if derivatives else view.points
+        whole = Tile((0, 0), view.size, torch.arange(len(points), device=points.device))
         descriptors = points.new_empty(len(points), self.descriptor_dim)
-        for tile in [whole] if self._reach is None else tiles(points, size, self._reach):
+        for tile in [whole] if self._reach is None else tiles(points, view.size, self._reach):
             inside = (points[tile.members] - points.new_tensor(tile.origin))[None]
-            descriptors[tile.members] = self._features(tile.crop(image), inside).describe(inside)[0]
-        return descriptors
+            descriptors[tile.members] = self._features(view.crop(tile), inside).describe(inside)[0]
+        if not derivatives:
+            return descriptors, None
+        descriptors, points = descriptors.view(5, -1, self.descriptor_dim), points.view(5, -1, 2)
+        appearance = without_reliability(descriptors) if self.reliability else descriptors
+        # In an image of one pixel's width nothing changes along x.
+        along_x, along_y = (
+            (appearance[ahead] - appearance[behind]) / (points[ahead] - points[behind])[:, axis, None].clamp(min=1)
+            for axis, (ahead, behind) in enumerate(((1, 2), (3, 4)))
+        )
+        return descriptors[0], torch.stack([along_x, along_y], dim=1)
 
     def _dense(self, image: Tensor) -> DenseFeatures:
         """Maps of a (3, H, W) image on the device, in the coordinates of the image as given."""
@@ -394,6 +431,16 @@ class CAPSExtractor:
         ):
             dense = dense_features(self._network, self.config, images, points)
         return dense if self.reliability else dense.without_reliability()
+
+
+def _with_neighbours(points: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, 2) points of an image of that size, and those a fine cell right, left, below and above: (5, N, 2).
+
+    Neighbours beyond the centres of the outermost pixels are those centres.
+    """
+    steps = FINE_STRIDE * points.new_tensor([[1, 0], [-1, 0], [0, 1], [0, -1]])
+    neighbours = (points + steps[:, None]).clamp(min=0).minimum(points.new_tensor(size) - 1)
+    return torch.cat([points[None], neighbours])
 
 
 def _is_count(value: object, least: int) -> bool:

@@ -1,7 +1,9 @@
 """Descriptors to matches: exact nearest neighbours under the Euclidean distance, in bounded memory."""
 
+import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any, Protocol, TypeAlias
 
 import cv2
@@ -9,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from capsdesc.models.maps import without_reliability
 
 # Values held of the distance matrix at once, and the columns of one block. Small enough to stay in the last-level
 # cache between the product that writes a block and the minima that read it, large enough for the product to run at
@@ -72,6 +76,7 @@ def match(
     mutual: bool = True,
     ratio: float | None = None,
     max_distance: float | None = None,
+    max_shift: float | None = None,
 ) -> Matches:
     """Match each descriptor of `a` to its nearest neighbour in `b`.
 
@@ -88,18 +93,25 @@ def match(
         ratio: keep a pair only if its distance is below `ratio` times the distance to the second nearest neighbour
             in `b` (Lowe, IJCV 2004, section 7.1), 0 < ratio <= 1. A single candidate passes.
         max_distance: keep a pair only if its distance is at most this.
+        max_shift: keep a pair only if moving one of both keypoints by more than so many pixels would not make them look
+            more alike, as it would where a keypoint's nearest neighbour is only the nearest of those that were
+            detected. 3 drops most wrong pairs near the right place, and few right ones. Needs features with
+            `derivatives`, as `CAPSExtractor.extract` gives them. Pixels are those of the views that go together.
 
     Returns:
         The matches, ordered by their index in `a`: numpy arrays for numpy input, tensors on its device for torch.
 
     Raises:
         TypeError: `a` or `b` is no floating-point array or tensor, or one is numpy and the other torch.
-        ValueError: shapes or devices do not fit, a value is not finite, or `ratio` or `max_distance` is out of range.
+        ValueError: shapes or devices do not fit, a value is not finite, `ratio`, `max_distance` or `max_shift` is out
+            of range, or there are no derivatives for `max_shift`.
     """
     if ratio is not None and not 0 < ratio <= 1:
         raise ValueError(f"ratio is {ratio}; expected a number in (0, 1], or None for no ratio test")
     if max_distance is not None and not max_distance >= 0:
         raise ValueError(f"max_distance is {max_distance}; expected a number of at least 0, or None for no limit")
+    if max_shift is not None and not max_shift > 0:
+        raise ValueError(f"max_shift is {max_shift}; expected a positive number of pixels, or None for no check")
     rows_a, a_is_numpy = _as_tensor(a, "a")
     rows_b, b_is_numpy = _as_tensor(b, "b")
     if a_is_numpy != b_is_numpy:
@@ -112,11 +124,34 @@ def match(
     if rows_a.device != rows_b.device:
         raise ValueError(f"a is on {rows_a.device} and b is on {rows_b.device}; expected one device: move one of them")
     dtype = torch.promote_types(rows_a.dtype, rows_b.dtype)
-    rows_a, rows_b = _agreeing_views(rows_a.to(dtype), rows_b.to(dtype))
-    indices, distances = _match(rows_a, rows_b, mutual, ratio, max_distance)
+    rows_a, rows_b = rows_a.to(dtype), rows_b.to(dtype)
+    view_a, view_b = _agreeing_views(rows_a, rows_b)
+    indices, distances = _match(rows_a[view_a], rows_b[view_b], mutual, ratio, max_distance)
+    if max_shift is not None:
+        moves = _shifts(
+            rows_a[view_a][indices[:, 0]],
+            rows_b[view_b][indices[:, 1]],
+            _derivatives(a, "a", rows_a)[view_a][indices[:, 0]],
+            _derivatives(b, "b", rows_b)[view_b][indices[:, 1]],
+        )
+        # Where descriptors do not change from place to place the shift is no number: nothing can be said for the pair.
+        stays = torch.linalg.vector_norm(moves, dim=1) <= max_shift
+        indices, distances = indices[stays], distances[stays]
     if a_is_numpy:
         return Matches(indices.numpy(), distances.numpy())
     return Matches(indices, distances)
+
+
+def add_max_shift_option(parser: argparse.ArgumentParser, default: float | None = None, needs: str = "") -> None:
+    """Add the option for `max_shift` of `match`."""
+    parser.add_argument(
+        "--max-shift",
+        type=float,
+        default=default,
+        metavar="PX",
+        help="drop matches that would look more alike with one of the points moved by more than this; 3 suits "
+        f"(default: {'keep all' if default is None else f'{default:g}'}){needs}",
+    )
 
 
 def _as_tensor(descriptors: Descriptors, name: str) -> tuple[Tensor, bool]:
@@ -149,18 +184,59 @@ def _as_tensor(descriptors: Descriptors, name: str) -> tuple[Tensor, bool]:
     return tensor, isinstance(rows, np.ndarray)
 
 
-def _agreeing_views(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, D) and (M, D) descriptors of the views of each, (..., N, D) and (..., M, D), that go together best.
+def _derivatives(features: object, name: str, rows: Tensor) -> Tensor:
+    """(..., N, 2, C) derivatives of descriptors, in their precision."""
+    values = getattr(features, "derivatives", None)
+    if values is None:
+        raise ValueError(
+            f"{name} has no derivatives; max_shift needs features that have: CAPSExtractor.extract(derivatives=True)"
+        )
+    derivatives = torch.as_tensor(values)
+    *points, dimensions = rows.shape
+    lengths = (dimensions, dimensions - 1)
+    if (
+        derivatives.ndim != rows.ndim + 1
+        or list(derivatives.shape[:-2]) != points
+        or derivatives.shape[-1] not in lengths
+    ):
+        raise ValueError(
+            f"{name} has derivatives of shape {tuple(derivatives.shape)} and descriptors of {tuple(rows.shape)}; "
+            f"expected ({', '.join(map(str, points))}, 2, C)"
+        )
+    return derivatives.to(rows)
+
+
+def _shifts(a: Tensor, b: Tensor, derivatives_a: Tensor, derivatives_b: Tensor) -> Tensor:
+    """(M, 2) how far, by their derivatives, matched points should move against each other to look alike.
+
+    The least-squares solution o of b + J o = a with the mean J of the derivatives on both sides, which makes the step
+    exact to the second order (Malis, ICRA 2004).
+    """
+    if derivatives_a.shape[-1] < a.shape[-1]:
+        a, b = without_reliability(a), without_reliability(b)
+    jacobian = (derivatives_a + derivatives_b) / 2
+    normal, right = jacobian @ jacobian.mT, jacobian @ (a - b)[..., None]
+    shifts: Tensor = torch.linalg.solve_ex(normal, right).result[..., 0]
+    return shifts
+
+
+_View: TypeAlias = "tuple[int, int] | EllipsisType"
+
+
+def _agreeing_views(a: Tensor, b: Tensor) -> tuple[_View, _View]:
+    """The views of each, of (..., N, D) and (..., M, D) descriptors, that go together best, as indices.
 
     Under the right views many mutual nearest neighbours are much nearer than the second nearest, under wrong ones few
     are. It is enough to turn one image, and to shrink one; then the other's last turn, half a step, may fit better.
     """
-    if a.ndim == 2 and b.ndim == 2:
-        return a, b
     views_a = a if a.ndim == 4 else a[None, None]
     views_b = b if b.ndim == 4 else b[None, None]
-    if a.shape[-2] == 0 or b.shape[-2] == 0:
-        return views_a[0, 0], views_b[0, 0]
+
+    def indices(found: _Views) -> tuple[_View, _View]:
+        return found[:2] if a.ndim == 4 else ..., found[2:] if b.ndim == 4 else ...
+
+    if (a.ndim == 2 and b.ndim == 2) or a.shape[-2] == 0 or b.shape[-2] == 0:
+        return indices((0, 0, 0, 0))
     sample = slice(None, None, max(1, a.shape[-2] // _VIEW_SAMPLE))
 
     def best(pairs: Iterable[_Views]) -> tuple[float, _Views]:
@@ -173,7 +249,7 @@ def _agreeing_views(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if len(views_a) > 1:
         rating_between, found_between = best((len(views_a) - 1, found[1], turn, found[3]) for turn in turns)
         found = found_between if rating_between > rating else found
-    return views_a[found[0], found[1]], views_b[found[2], found[3]]
+    return indices(found)
 
 
 def _distinctiveness(a: Tensor, b: Tensor) -> float:

@@ -7,13 +7,20 @@ in steps finer than that; whoever matches finds out which view of one image goes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from capsdesc.models import Tile
+
+Array: TypeAlias = npt.NDArray[Any]
 
 Orientation: TypeAlias = Literal["upright", "any"]
 ORIENTATIONS: tuple[Orientation, ...] = ("upright", "any")
@@ -26,7 +33,27 @@ TURNS = (*range(0, 360, 45), 22.5)
 ZOOMS = (1.0, 0.5, 0.25)
 
 
-def turned_views(image: Tensor, points: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+    """An image turned and shrunk, and points in it; its pixels are made where they are needed.
+
+    Attributes:
+        size: width and height in pixels.
+        points: (N, 2) pixels of the view.
+        crop: the (3, h, w) pixels of a part of it.
+    """
+
+    size: tuple[int, int]
+    points: Tensor
+    crop: Callable[[Tile], Tensor]
+
+    @classmethod
+    def of(cls, image: Tensor, points: Tensor) -> View:
+        """A (3, H, W) image as it is, and (N, 2) points."""
+        return cls((image.shape[2], image.shape[1]), points, lambda tile: tile.crop(image))
+
+
+def turned_views(image: Tensor, points: Tensor) -> Iterator[View]:
     """The image under all turns and, within a turn, all zooms; the first is the image itself.
 
     Args:
@@ -34,30 +61,35 @@ def turned_views(image: Tensor, points: Tensor) -> Iterator[tuple[Tensor, Tensor
         points: (N, 2) pixels in it, on its device.
 
     Yields:
-        The (3, h, w) view, just large enough to hold the whole image, and the (N, 2) points in its pixels.
+        Views just large enough to hold the whole image.
     """
-    pixels = image.permute(1, 2, 0).cpu().numpy()
-    smaller = [pixels if zoom == 1 else _blur(pixels, zoom) for zoom in ZOOMS]
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+    sources = [pixels if zoom == 1 else _blur(pixels, zoom) for zoom in ZOOMS]
     height, width = image.shape[1:]
     corners = np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]])
     for degrees in TURNS:
         # Rounded, so that quarter turns move pixels onto pixels exactly.
         cos, sin = np.round([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))], 12)
-        for zoom, source in zip(ZOOMS, smaller, strict=True):
+        for zoom, source in zip(ZOOMS, sources, strict=True):
             if degrees == 0 and zoom == 1:
-                yield image, points
+                yield View.of(image, points)
                 continue
             linear = zoom * np.array([[cos, -sin], [sin, cos]])
             low, high = (corners @ linear.T).min(0), (corners @ linear.T).max(0)
-            size = np.ceil(high - low).astype(int) + 1
-            transform = np.c_[linear, -low]
-            view = cv2.warpAffine(
-                source, transform, (int(size[0]), int(size[1])), borderMode=cv2.BORDER_REPLICATE, flags=cv2.INTER_LINEAR
-            )
+            columns, rows = (np.ceil(high - low).astype(int) + 1).tolist()
             moved = points @ points.new_tensor(linear).T - points.new_tensor(low)
-            yield torch.from_numpy(view).permute(2, 0, 1).to(image), moved
+            yield View((columns, rows), moved, functools.partial(_warp, source, linear, low, image.device))
 
 
-def _blur(pixels: np.ndarray[Any, Any], zoom: float) -> np.ndarray[Any, Any]:
+def _warp(source: Array, linear: Array, low: Array, device: torch.device, tile: Tile) -> Tensor:
+    """The part of a view that is seen under a linear map, with the view's first pixel at ``low``."""
+    origin, end = np.array(tile.origin), np.array(tile.end)
+    width, height = (end - origin).tolist()
+    transform = np.c_[linear, -low - origin]
+    part = cv2.warpAffine(source, transform, (width, height), borderMode=cv2.BORDER_REPLICATE, flags=cv2.INTER_LINEAR)
+    return torch.from_numpy(part).permute(2, 0, 1).to(device)
+
+
+def _blur(pixels: Array, zoom: float) -> Array:
     """Smoothed so that shrinking does not alias, as if the image had half a pixel of blur before and after."""
     return np.asarray(cv2.GaussianBlur(pixels, (0, 0), 0.5 * np.sqrt(1 / zoom**2 - 1)))

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from capsdesc.extractor import Features
 from capsdesc.io.hloc import ScoredMatches, read_features, read_names, write_matches
 from capsdesc.io.text import read_lines, shown
-from capsdesc.matching import match
+from capsdesc.matching import add_max_shift_option, match
 
-# Descriptors of so many images are kept in memory, as lists of pairs come back to an image soon or not at all.
+# Features of so many images are kept in memory, as lists of pairs come back to an image soon or not at all.
 _CACHED_IMAGES = 64
 
 
@@ -33,6 +34,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("pairs", type=Path, metavar="PAIRS.txt", help="two names of images on each line")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MATCHES.h5")
     parser.add_argument("--ratio", type=float, help="ratio test on the matches (default: none)")
+    add_max_shift_option(parser, needs="; needs features of `capsdesc extract --derivatives`")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.set_defaults(run=_run)
 
@@ -41,7 +43,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.output.exists() and not options.overwrite:
         raise FileExistsError(f"{options.output} exists; name another output, or replace it with --overwrite")
     pairs = read_pairs(options.pairs)
-    count = match_pairs(options.features, pairs, options.output, ratio=options.ratio, progress=True)
+    count = match_pairs(
+        options.features, pairs, options.output, ratio=options.ratio, max_shift=options.max_shift, progress=True
+    )
     print(f"wrote {options.output}: {count} pairs")
     return 0
 
@@ -69,6 +73,7 @@ def match_pairs(
     output: str | os.PathLike[str],
     *,
     ratio: float | None = None,
+    max_shift: float | None = None,
     progress: bool = False,
 ) -> int:
     """Match pairs of images of a features file and write hloc's matches file, whole or not at all.
@@ -81,6 +86,7 @@ def match_pairs(
         pairs: names of two images each; of a pair in both orders the first is taken.
         output: the matches file; replaced if it exists.
         ratio: of the ratio test, or ``None`` for none.
+        max_shift: as for :func:`capsdesc.match`, or ``None`` for no check.
         progress: whether to show progress on standard error, where that is a terminal.
 
     Returns:
@@ -89,7 +95,8 @@ def match_pairs(
     Raises:
         ImportError: h5py is not installed.
         OSError: ``features`` is not there or no HDF5 file, or ``output`` cannot be written.
-        ValueError: an image is not in ``features``, or ``ratio`` is out of range.
+        ValueError: an image is not in ``features``, ``ratio`` or ``max_shift`` is out of range, or there are no
+            derivatives for ``max_shift``.
     """
     unique: dict[frozenset[str], tuple[str, str]] = {}
     for pair in pairs:
@@ -99,14 +106,16 @@ def match_pairs(
         raise ValueError(f"pairs name {len(missing)} images that are not in {features}, the first is {missing[0]!r}")
 
     @functools.lru_cache(maxsize=_CACHED_IMAGES)
-    def descriptors(name: str) -> npt.NDArray[np.float32]:
-        return np.asarray(read_features(features, name).descriptors)
+    def image(name: str) -> Features:
+        return read_features(features, name)
 
     def matched() -> Iterator[tuple[tuple[str, str], int, ScoredMatches]]:
         for names in tqdm(unique.values(), desc="match", unit="pair", disable=None if progress else True):
-            first, second = (descriptors(name) for name in names)
-            indices = np.asarray(match(first, second, ratio=ratio).indices)
-            scores = _scores(first[indices[:, 0]], second[indices[:, 1]])
+            first, second = (image(name) for name in names)
+            indices = np.asarray(match(first, second, ratio=ratio, max_shift=max_shift).indices)
+            scores = _scores(
+                np.asarray(first.descriptors)[indices[:, 0]], np.asarray(second.descriptors)[indices[:, 1]]
+            )
             yield names, len(first), ScoredMatches(indices, scores)
 
     write_matches(output, matched())

@@ -27,15 +27,22 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from capsdesc.extraction import NpzFolder, add_network_options, extract_images, feature_settings, load_features
-from capsdesc.extractor import CAPSExtractor
+from capsdesc.extraction import (
+    NpzFolder,
+    add_network_options,
+    add_orientation_option,
+    extract_images,
+    feature_settings,
+    load_features,
+)
+from capsdesc.extractor import CAPSExtractor, Features
 from capsdesc.io.colmap import import_pycolmap
 from capsdesc.io.colmap_database import ColmapDatabase, check_camera_model
 from capsdesc.io.files import atomic_path
 from capsdesc.io.images import find_images
 from capsdesc.io.text import parse_json, read_text
 from capsdesc.keypoints import SIFTDetector
-from capsdesc.matching import match
+from capsdesc.matching import add_max_shift_option, match
 from capsdesc.orientation import ORIENTATIONS, Orientation
 from capsdesc.retrieval import describe_globally, nearest_pairs, visual_words
 
@@ -51,7 +58,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 _CONTRAST_THRESHOLD = 0.01
 # Lists the photographs the models were made from, beside them.
 _MAPPED = "photographs.txt"
-# Descriptors of so many images are kept in memory while pairs are matched.
+# Features of so many images are kept in memory while pairs are matched.
 _CACHED_IMAGES = 8
 # Local descriptors that visual words are made of.
 _WORD_SAMPLES = 50_000
@@ -66,6 +73,7 @@ class SfmConfig:
         orientation: ``"any"`` for photographs that may be turned or zoomed at will; takes longer.
         ratio: of the ratio test on matches, above 0; 1 keeps nearly all. The higher it is, the more photographs of
             repeated things, such as windows, are registered in wrong places; the lower, the fewer at all.
+        max_shift: as for :func:`capsdesc.match`; None for no check, which makes smaller files of features.
         pairs: which photographs are matched. ``"exhaustive"``: each with each; ``"sequential"``: each with those after
             it by name, for video; ``"retrieval"``: each with those that look most like it as a whole.
         overlap: of sequential pairs: with how many that follow at once, and with how many at distances 1, 2, 4, 8, ...
@@ -81,6 +89,7 @@ class SfmConfig:
     max_keypoints: int = 4096
     orientation: Orientation = "upright"
     ratio: float = 0.8
+    max_shift: float | None = 3.0
     pairs: str = "exhaustive"
     overlap: int = 10
     neighbours: int = 20
@@ -95,6 +104,8 @@ class SfmConfig:
             raise ValueError(f"orientation is {self.orientation!r}; expected one of {', '.join(ORIENTATIONS)}")
         if not 0 < self.ratio <= 1:
             raise ValueError(f"ratio is {self.ratio}; expected a number above 0 and at most 1")
+        if self.max_shift is not None and not self.max_shift > 0:
+            raise ValueError(f"max_shift is {self.max_shift}; expected a positive number of pixels, or None")
         for name in ("max_keypoints", "overlap", "neighbours"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number, at least 1")
@@ -179,7 +190,7 @@ def reconstruct(
     config = config or SfmConfig()
     images = {path.relative_to(photographs).as_posix(): path for path in find_images(photographs)}
     make_out_folder(photographs, out, threads)
-    features = feature_settings(extractor, config.max_keypoints, config.orientation)
+    features = feature_settings(extractor, config.max_keypoints, config.orientation, config.max_shift is not None)
     record = _Record(out, {**dataclasses.asdict(config), **features})
     sink = NpzFolder(out / "features")
     with record.stage("caps", "features"):
@@ -189,6 +200,7 @@ def reconstruct(
             sink,
             max_keypoints=config.max_keypoints,
             orientation=config.orientation,
+            derivatives=config.max_shift is not None,
             threads=None if threads == -1 else threads,
             progress=True,
         )
@@ -300,8 +312,13 @@ def _match(
     """Match the pairs that are not matched yet."""
 
     @functools.lru_cache(maxsize=_CACHED_IMAGES)
-    def descriptors(name: str) -> torch.Tensor:
-        return torch.as_tensor(load_features(sink.path(name)).descriptors, device=device)
+    def features(name: str) -> Features:
+        stored = load_features(sink.path(name))
+        return dataclasses.replace(
+            stored,
+            descriptors=torch.as_tensor(stored.descriptors, device=device),
+            derivatives=None if stored.derivatives is None else torch.as_tensor(stored.derivatives, device=device),
+        )
 
     if config.pairs == "retrieval":
         pairs = _retrieved_pairs(names, sink, config.neighbours)
@@ -309,7 +326,7 @@ def _match(
         pairs = _generated_pairs(database.path, names, colmap_pairing(config.pairs, config.overlap))
     for first, second in tqdm(pairs, desc="matches", unit="pair", disable=None):
         if not database.has_matches(first, second):
-            found = match(descriptors(first), descriptors(second), ratio=config.ratio)
+            found = match(features(first), features(second), ratio=config.ratio, max_shift=config.max_shift)
             database.write_matches(first, second, found)
 
 
@@ -642,15 +659,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--max-keypoints", type=int, default=SfmConfig.max_keypoints, metavar="N", help="per photograph (%(default)s)"
     )
-    parser.add_argument(
-        "--orientation",
-        choices=ORIENTATIONS,
-        default=SfmConfig.orientation,
-        help="any: photographs may be turned or zoomed at will; takes longer",
-    )
+    add_orientation_option(parser)
     parser.add_argument(
         "--ratio", type=float, default=SfmConfig.ratio, help="of the ratio test on matches, up to 1 (%(default)s)"
     )
+    add_max_shift_option(parser, SfmConfig.max_shift)
     parser.add_argument(
         "--pairs",
         choices=PAIRINGS,

@@ -12,7 +12,8 @@ import torch
 
 from capsdesc import CAPSExtractor, match
 from capsdesc.io.images import read_image
-from capsdesc.orientation import TURNS, ZOOMS, Orientation, turned_views
+from capsdesc.models import Tile
+from capsdesc.orientation import TURNS, ZOOMS, Orientation, View, turned_views
 
 RELIEF = Path(__file__).parent.parent / "examples" / "data" / "relief_0.jpg"
 Pixels = npt.NDArray[np.uint8]
@@ -24,6 +25,10 @@ def caps() -> CAPSExtractor:
     return CAPSExtractor()
 
 
+def whole(view: View) -> torch.Tensor:
+    return view.crop(Tile((0, 0), view.size, torch.arange(len(view.points))))
+
+
 def test_points_stay_on_what_they_show() -> None:
     # Blurring and interpolating leave a ramp as it is, so each view must show at a moved point what the image showed.
     rows, columns = np.mgrid[0:60, 0:90]
@@ -33,11 +38,11 @@ def test_points_stay_on_what_they_show() -> None:
     expected = np.stack([x / 90, y / 60, (x + y) / 150])
     views = list(turned_views(ramp, points))
     assert len(views) == len(TURNS) * len(ZOOMS)
-    for view, moved in views:
-        width, height = view.shape[2], view.shape[1]
-        assert ((moved >= 0) & (moved <= torch.tensor([width - 1, height - 1]))).all()
-        maps = moved.numpy()[None].astype(np.float32)
-        shown = cv2.remap(view.permute(1, 2, 0).numpy(), maps[..., 0], maps[..., 1], cv2.INTER_LINEAR)[0].T
+    for view in views:
+        width, height = view.size
+        assert ((view.points >= 0) & (view.points <= torch.tensor([width - 1, height - 1]))).all()
+        maps = view.points.numpy()[None].astype(np.float32)
+        shown = cv2.remap(whole(view).permute(1, 2, 0).numpy(), maps[..., 0], maps[..., 1], cv2.INTER_LINEAR)[0].T
         assert np.abs(shown - expected).max() < 0.02
 
 
@@ -45,11 +50,21 @@ def test_the_first_view_is_the_image_and_quarter_turns_move_whole_pixels() -> No
     image = torch.rand(3, 21, 34)
     points = torch.tensor([[3.0, 5.0]])
     views = list(turned_views(image, points))
-    assert torch.equal(views[0][0], image)
-    assert torch.equal(views[0][1], points)
-    turned, moved = views[TURNS.index(90) * len(ZOOMS)]
-    torch.testing.assert_close(turned, torch.rot90(image, -1, (1, 2)), atol=1e-6, rtol=0)
-    torch.testing.assert_close(moved, torch.tensor([[21.0 - 1 - 5, 3.0]]))
+    assert torch.equal(whole(views[0]), image)
+    assert torch.equal(views[0].points, points)
+    turned = views[TURNS.index(90) * len(ZOOMS)]
+    torch.testing.assert_close(whole(turned), torch.rot90(image, -1, (1, 2)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(turned.points, torch.tensor([[21.0 - 1 - 5, 3.0]]))
+
+
+def test_parts_of_a_view_are_cut_from_it() -> None:
+    image = torch.rand(3, 61, 134)
+    for view in turned_views(image, torch.zeros(0, 2)):
+        pixels = whole(view)
+        right, bottom = view.size
+        part = view.crop(Tile((right // 3, bottom // 4), (right, bottom - 2), torch.zeros(0)))
+        # Interpolation has steps of a 32nd of a pixel, and the parts' coordinates are rounded on their own.
+        torch.testing.assert_close(part, pixels[:, bottom // 4 : bottom - 2, right // 3 :], atol=0.04, rtol=0)
 
 
 def test_describing_for_any_orientation_begins_with_the_upright_descriptors(caps: CAPSExtractor) -> None:

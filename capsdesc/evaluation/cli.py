@@ -38,7 +38,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--methods",
         default="rootsift,caps",
         help="of rootsift, caps, caps-any (any orientation), caps-plain (without reliability), xfeat, disk, aliked, "
-        "kornia-sift and kornia-mkd, by commas (default: %(default)s)",
+        "kornia-sift and kornia-mkd, by commas; and, with matches that pass --max-shift, caps-checked, "
+        "caps-any-checked and caps-plain-checked (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",
@@ -55,6 +56,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--max-keypoints", type=positive, default=2048, metavar="N", help="per image (%(default)s)")
     parser.add_argument("--max-edge", type=positive, default=1024, metavar="PX", help="shrink to (%(default)s)")
     parser.add_argument("--ratio", type=float, metavar="R", help="ratio test on the matches (default: none)")
+    parser.add_argument(
+        "--max-shift",
+        type=float,
+        default=3.0,
+        metavar="PX",
+        help="of matches of checked methods (default: %(default)s)",
+    )
     parser.add_argument(
         "--estimator",
         choices=("opencv", "poselib", "paper"),
@@ -101,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
             max_keypoints=arguments.max_keypoints,
             max_edge=arguments.max_edge,
             ratio=arguments.ratio,
+            max_shift=arguments.max_shift,
             estimator=arguments.estimator,
             threshold=arguments.threshold,
             homography_threshold=arguments.homography_threshold,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from capsdesc.evaluation.datasets import View
-from capsdesc.evaluation.methods import Describer, Image, Method, Pipeline, installed_version
+from capsdesc.evaluation.methods import Describer, Differentiator, Image, Method, Pipeline, installed_version
 from capsdesc.io.files import atomic_path
 from capsdesc.io.images import read_image
 from capsdesc.keypoints import SIFTDetector
@@ -32,12 +32,14 @@ class ViewFeatures:
         descriptors: (N, D) float32.
         image_size: width and height of the resized image.
         file_size: width and height of the image in its file.
+        derivatives: (N, 2, C) float32 of the descriptors, or None where matches are not checked by them.
     """
 
     keypoints: npt.NDArray[np.float32]
     descriptors: npt.NDArray[np.float32]
     image_size: tuple[int, int]
     file_size: tuple[int, int]
+    derivatives: npt.NDArray[np.float32] | None = None
 
     @property
     def scaling(self) -> npt.NDArray[np.float64]:
@@ -77,14 +79,14 @@ class FeatureStore:
             file_size = (image.shape[1], image.shape[0])
             image = _shrink(image, self.max_edge)
             upright = np.ascontiguousarray(np.rot90(image, view.turns))
-            points, descriptors = _extract(method, upright, keypoints, self.max_keypoints)
+            points, arrays = _extract(method, upright, keypoints, self.max_keypoints)
             path = self._path(view, method, keypoints)
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
                 np.savez(
                     file,
                     keypoints=_turn_back(points, upright.shape[1], upright.shape[0], view.turns),
-                    descriptors=descriptors,
+                    **arrays,  # type: ignore[arg-type]
                     image_size=(image.shape[1], image.shape[0]),
                     file_size=file_size,
                     settings=json.dumps(self._settings(method, keypoints)),
@@ -102,13 +104,13 @@ class FeatureStore:
             with np.load(path) as file:
                 width, height = file["image_size"].tolist()
                 file_width, file_height = file["file_size"].tolist()
-                points, descriptors = file["keypoints"], file["descriptors"]
+                points, descriptors, derivatives = file["keypoints"], file["descriptors"], file.get("derivatives")
         except FileNotFoundError:
             raise
         # On damaged bytes numpy fails with nearly any error there is.
         except Exception as error:
             raise ValueError(f"{path} is damaged; delete it, and it is computed anew: {error}") from error
-        return ViewFeatures(points, descriptors, (width, height), (file_width, file_height))
+        return ViewFeatures(points, descriptors, (width, height), (file_width, file_height), derivatives)
 
     def _path(self, view: View, method: Method, keypoints: str) -> Path:
         settings = json.dumps([self._settings(method, keypoints), view.turns], sort_keys=True)
@@ -130,13 +132,19 @@ class FeatureStore:
 
 def _extract(
     method: Method, image: Image, keypoints: str, max_keypoints: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
+    """Points, and the arrays that are kept of them."""
     if keypoints == "own" and isinstance(method, Pipeline):
-        return method.extract(image, max_keypoints)
+        points, descriptors = method.extract(image, max_keypoints)
+        return points, {"descriptors": descriptors}
     if not isinstance(method, Describer):
         raise ValueError(f"{method.name} cannot describe given keypoints; compare it with its own")
     detected = SHARED_DETECTOR.detect(image, max_keypoints)
-    return np.asarray(detected.points, dtype=np.float32), method.describe(image, detected)
+    points = np.asarray(detected.points, dtype=np.float32)
+    if isinstance(method, Differentiator):
+        descriptors, derivatives = method.describe_with_derivatives(image, detected)
+        return points, {"descriptors": descriptors, "derivatives": derivatives}
+    return points, {"descriptors": method.describe(image, detected)}
 
 
 def _shrink(image: Image, max_edge: int) -> Image:

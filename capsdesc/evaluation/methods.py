@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -24,11 +24,28 @@ from capsdesc.weights import resolve
 FloatArray = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
 
-# Ours, by how the extractor is used.
-CAPS_USES: Mapping[str, tuple[Orientation, bool]] = {
-    "caps": ("upright", True),
-    "caps-any": ("any", True),
-    "caps-plain": ("upright", False),
+
+class Use(NamedTuple):
+    """How our extractor is used.
+
+    Attributes:
+        orientation: as for :meth:`capsdesc.CAPSExtractor.describe`.
+        reliability: whether descriptors bear it.
+        checked: whether matches are checked by the descriptors' derivatives.
+    """
+
+    orientation: Orientation = "upright"
+    reliability: bool = True
+    checked: bool = False
+
+
+CAPS_USES: Mapping[str, Use] = {
+    "caps": Use(),
+    "caps-any": Use(orientation="any"),
+    "caps-plain": Use(reliability=False),
+    "caps-checked": Use(checked=True),
+    "caps-any-checked": Use(orientation="any", checked=True),
+    "caps-plain-checked": Use(reliability=False, checked=True),
 }
 METHODS = ("rootsift", *CAPS_USES, *peers.PEERS)
 
@@ -56,6 +73,15 @@ class Describer(Method, Protocol):
 
     def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
         """(N, D) descriptors of (H, W, 3) RGB at N keypoints, for Euclidean distances."""
+        ...
+
+
+@runtime_checkable
+class Differentiator(Describer, Protocol):
+    """A describer whose matches are checked by derivatives."""
+
+    def describe_with_derivatives(self, image: Image, keypoints: Keypoints) -> tuple[FloatArray, FloatArray]:
+        """The (N, D) descriptors and their (N, 2, C) derivatives, see :class:`capsdesc.Features`."""
         ...
 
 
@@ -113,13 +139,13 @@ class CAPS:
     Args:
         weights: as :class:`capsdesc.CAPSExtractor` takes them; None is the bundled default.
         device: where the network runs; None chooses.
-        use: ``"caps"``; ``"caps-any"``, in any orientation; or ``"caps-plain"``, without reliability.
+        use: a key of :data:`CAPS_USES`.
     """
 
     def __init__(self, weights: str | None = None, device: str | None = None, use: str = "caps") -> None:
         self.name = use if weights is None else f"{use}:{weights}"
-        self._orientation, reliability = CAPS_USES[use]
-        self._extractor = CAPSExtractor(weights, device=device, reliability=reliability)
+        self._orientation = CAPS_USES[use].orientation
+        self._extractor = CAPSExtractor(weights, device=device, reliability=CAPS_USES[use].reliability)
         resolved = resolve(weights)
         self.settings: Mapping[str, Any] = {
             "source": resolved.source,
@@ -135,6 +161,15 @@ class CAPS:
         """(N, D) float32; (turns, zooms, N, D) for any orientation."""
         descriptors = self._extractor.describe(image, keypoints, orientation=self._orientation)
         return np.asarray(descriptors, dtype=np.float32)
+
+
+class CheckedCAPS(CAPS):
+    """The same, with derivatives."""
+
+    def describe_with_derivatives(self, image: Image, keypoints: Keypoints) -> tuple[FloatArray, FloatArray]:
+        """(N, D) and (N, 2, C) float32; for any orientation with turns and zooms before."""
+        features = self._extractor.extract(image, keypoints=keypoints, orientation=self._orientation, derivatives=True)
+        return np.asarray(features.descriptors), np.asarray(features.derivatives)
 
 
 def get_methods(
@@ -158,7 +193,8 @@ def get_methods(
         if name == "rootsift":
             methods.append(RootSIFT())
         elif name in CAPS_USES:
-            methods += [CAPS(each, device, name) for each in weights or (None,)]
+            kind = CheckedCAPS if CAPS_USES[name].checked else CAPS
+            methods += [kind(each, device, name) for each in weights or (None,)]
         else:
             methods.append(peers.PEERS[name](device))
     return methods

@@ -45,6 +45,7 @@ class Settings:
         max_keypoints: the budget of an image.
         max_edge: the longer edge images are shrunk to; all pixels below are pixels after that.
         ratio: of a ratio test on the mutual nearest neighbours; None for no test.
+        max_shift: of the check of matches by derivatives, in pixels, for methods that have them.
         estimator: ``"opencv"`` or ``"poselib"`` (:func:`capsdesc.estimate_pose`), or ``"paper"``: the protocol of
             the CAPS paper for poses, with homographies by OpenCV.
         threshold: inlier threshold of poses, in pixels.
@@ -58,6 +59,7 @@ class Settings:
     max_keypoints: int = 2048
     max_edge: int = 1024
     ratio: float | None = None
+    max_shift: float = 3.0
     estimator: str = "opencv"
     threshold: float = 1.0
     homography_threshold: float = 3.0
@@ -200,7 +202,7 @@ def evaluate_homography(
     pair: HomographyPair, features0: ViewFeatures, features1: ViewFeatures, settings: Settings
 ) -> HomographyRow:
     """Match two views of a plane; compare the matches and a homography estimated from them with the truth."""
-    matches = match(features0.descriptors, features1.descriptors, ratio=settings.ratio)
+    matches = _match(features0, features1, settings)
     points0, points1 = _matched_points(features0.keypoints, features1.keypoints, matches)
     H = features1.scaling @ pair.H @ np.linalg.inv(features0.scaling)
     errors = np.linalg.norm(project_homography(H, points0) - points1, axis=1)
@@ -223,7 +225,7 @@ def evaluate_homography(
 def evaluate_pose(pair: PosePair, features0: ViewFeatures, features1: ViewFeatures, settings: Settings) -> PoseRow:
     """Match two views of a scene; compare the pose estimated from the matches with the truth."""
     paper = settings.estimator == "paper"
-    matches = match(features0.descriptors, features1.descriptors, ratio=settings.ratio)
+    matches = _match(features0, features1, settings)
     if paper and len(matches.indices) < FEWEST_MATCHES:
         matches = _best_neighbours(match(features0.descriptors, features1.descriptors, mutual=False), FEWEST_MATCHES)
     points0, points1 = _matched_points(
@@ -285,6 +287,11 @@ class _Estimate:
     rotations: tuple[FloatArray, ...]
     t: FloatArray
     inliers: int
+
+
+def _match(features0: ViewFeatures, features1: ViewFeatures, settings: Settings) -> Matches:
+    max_shift = None if features0.derivatives is None else settings.max_shift
+    return match(features0, features1, ratio=settings.ratio, max_shift=max_shift)
 
 
 def _matched_points(keypoints0: npt.NDArray[Any], keypoints1: npt.NDArray[Any], matches: Matches) -> list[FloatArray]:

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
+DERIVATIVES_DTYPE = np.float16
+"""Of derivatives in files: precise enough to check matches by, and they are most of what is kept."""
+
 # An attribute of the file, where hloc does not look.
 _SETTINGS = "capsdesc_settings"
 # The attribute of keypoints that hloc scales its inlier thresholds by. Detectors see images in full size, where hloc
@@ -66,8 +69,8 @@ def write_features(
     """Write a features file, whole or not at all.
 
     There is a group for each image, called by its name, with ``keypoints`` (N, 2) float32, ``descriptors`` (D, N)
-    float32, ``scores`` (N,) float32 unless there are none, and ``image_size``, width and height. Scales and angles have
-    no place in the format.
+    float32, ``scores`` (N,) float32 unless there are none, and ``image_size``, width and height; and, which hloc does
+    not know, ``derivatives`` (2, C, N) float16 if there are any. Scales and angles have no place in the format.
 
     hloc's nearest neighbours compare by the dot product, which needs descriptors of unit length. Others are written
     with a warning: :func:`capsdesc.pairs.match_pairs` matches them rightly, hloc does not.
@@ -100,6 +103,10 @@ def write_features(
             group.create_dataset("descriptors", data=descriptors.T)
             if image.scores is not None:
                 group.create_dataset("scores", data=_to_numpy(image.scores))
+            if image.derivatives is not None:
+                group.create_dataset(
+                    "derivatives", data=np.moveaxis(_to_numpy(image.derivatives), 0, -1).astype(DERIVATIVES_DTYPE)
+                )
             group.create_dataset("image_size", data=np.asarray(image.image_size, dtype=np.int64))
             unit_length &= bool(np.all(np.abs(np.linalg.norm(descriptors, axis=1) - 1) < _UNIT_TOLERANCE))
     if not unit_length:
@@ -165,6 +172,11 @@ def read_features(path: str | os.PathLike[str], name: str) -> Features:
             scales=None,
             angles=None,
             image_size=(width, height),
+            derivatives=(
+                np.ascontiguousarray(np.moveaxis(group["derivatives"][()], -1, 0), dtype=np.float32)
+                if "derivatives" in group
+                else None
+            ),
         )
 
 

@@ -152,6 +152,11 @@ class DenseFeatures:
         )
 
 
+def without_reliability(descriptors: Tensor) -> Tensor:
+    """The (..., C) descriptors that go into (..., C + 1) ones in :meth:`DenseFeatures.describe`."""
+    return F.normalize(descriptors[..., :-1], dim=-1)
+
+
 # Computing cells one by one takes twice as long a cell as computing the whole map.
 _FEW_CELLS = 0.5
 
