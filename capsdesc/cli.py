@@ -25,7 +25,7 @@ from capsdesc.extraction import add_parser as add_extract
 from capsdesc.geometry import RelativePose, estimate_homography, estimate_pose
 from capsdesc.io.files import atomic_path
 from capsdesc.io.images import UInt8Array, read_image
-from capsdesc.matching import add_max_shift_option, match
+from capsdesc.matching import MAX_SHIFT, add_max_shift_option, match
 from capsdesc.pairs import add_parser as add_match_features
 from capsdesc.sfm import add_parser as add_sfm
 from capsdesc.visualization import draw_located, draw_matches
@@ -91,7 +91,7 @@ def _add_match(commands: argparse._SubParsersAction[Any]) -> None:
     add_detector_option(parser)
     add_orientation_option(parser)
     parser.add_argument("--ratio", type=float, help="ratio test on the matches (default: none)")
-    add_max_shift_option(parser)
+    add_max_shift_option(parser, MAX_SHIFT)
     parser.add_argument("--threshold", type=float, metavar="PX", help="of inliers (default: 1 for a pose, else 3)")
     parser.add_argument("--backend", choices=("opencv", "poselib"), default="opencv", help="robust estimator")
     parser.add_argument("--seed", type=int, default=0, help="of the robust estimator (%(default)s)")
@@ -111,7 +111,7 @@ def _run_match(options: argparse.Namespace) -> int:
             image,
             options.max_keypoints,
             orientation=options.orientation,
-            derivatives=options.max_shift is not None,
+            derivatives=True,
         )
         for image in (image0, image1)
     )

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from capsdesc.correspondence import coarse_to_fine
 from capsdesc.io.images import ImageLike, image_size, to_rgb, to_tensor
-from capsdesc.keypoints import Array, Detector, Keypoints, KeypointsLike, as_points, check_inside, get_detector
+from capsdesc.keypoints import (
+    Array,
+    Detector,
+    Keypoints,
+    KeypointsLike,
+    as_keypoints,
+    as_points,
+    check_inside,
+    get_detector,
+)
 from capsdesc.models import (
     DenseFeatures,
     ModelConfig,
@@ -320,10 +329,7 @@ class CAPSExtractor:
         """
         if isinstance(image, (str, os.PathLike)):
             image = to_rgb(image)  # decode once
-        if keypoints is None:
-            found = self.detect(image, max_keypoints, mask)
-        else:
-            found = keypoints if isinstance(keypoints, Keypoints) else Keypoints(as_points(keypoints))
+        found = self.detect(image, max_keypoints, mask) if keypoints is None else as_keypoints(keypoints)
         like = image if isinstance(image, Tensor) else np.empty(0)
         points = torch.as_tensor(found.points)
         descriptors, changes = self._describe_one(image, points, orientation, derivatives)

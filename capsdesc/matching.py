@@ -14,6 +14,9 @@ from torch import Tensor
 
 from capsdesc.models.maps import without_reliability
 
+MAX_SHIFT = 3.0
+"""In pixels, what suits most images as `max_shift` of `match`."""
+
 # Values held of the distance matrix at once, and the columns of one block. Small enough to stay in the last-level
 # cache between the product that writes a block and the minima that read it, large enough for the product to run at
 # full speed.
@@ -95,7 +98,7 @@ def match(
         max_distance: keep a pair only if its distance is at most this.
         max_shift: keep a pair only if moving one of both keypoints by more than so many pixels would not make them look
             more alike, as it would where a keypoint's nearest neighbour is only the nearest of those that were
-            detected. 3 drops most wrong pairs near the right place, and few right ones. Needs features with
+            detected. `MAX_SHIFT` drops most wrong pairs near the right place, and few right ones. Needs features with
             `derivatives`, as `CAPSExtractor.extract` gives them. Pixels are those of the views that go together.
 
     Returns:
@@ -149,8 +152,8 @@ def add_max_shift_option(parser: argparse.ArgumentParser, default: float | None 
         type=float,
         default=default,
         metavar="PX",
-        help="drop matches that would look more alike with one of the points moved by more than this; 3 suits "
-        f"(default: {'keep all' if default is None else f'{default:g}'}){needs}",
+        help="drop matches that would look more alike with one of the points moved by more than this "
+        f"({f'default: none, {MAX_SHIFT:g} suits' if default is None else '%(default)s'}{needs})",
     )
 
 
@@ -169,12 +172,7 @@ def _as_tensor(descriptors: Descriptors, name: str) -> tuple[Tensor, bool]:
         raise ValueError(
             f"{name} has shape {tuple(rows.shape)}; expected (N, D), one descriptor a row, or (turns, zooms, N, D)"
         )
-    if isinstance(rows, Tensor):
-        tensor = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
-    else:
-        # torch shares memory only with native-endian, writeable arrays of non-negative strides
-        dtype = np.float64 if rows.dtype.itemsize >= 8 else np.float32
-        tensor = torch.from_numpy(np.require(rows, dtype, ["C_CONTIGUOUS", "WRITEABLE"]))
+    tensor = _shared(rows)
     if not tensor.isfinite().all():
         finite = tensor.isfinite().all(dim=-1)
         bad = int((~finite).sum())
@@ -184,6 +182,15 @@ def _as_tensor(descriptors: Descriptors, name: str) -> tuple[Tensor, bool]:
     return tensor, isinstance(rows, np.ndarray)
 
 
+def _shared(values: npt.NDArray[Any] | Tensor) -> Tensor:
+    """The same in torch, in single precision or double."""
+    if isinstance(values, Tensor):
+        return values.detach().to(torch.promote_types(values.dtype, torch.float32))
+    # torch shares memory only with native-endian, writeable arrays of non-negative strides
+    dtype = np.float64 if values.dtype.itemsize >= 8 else np.float32
+    return torch.from_numpy(np.require(values, dtype, ["C_CONTIGUOUS", "WRITEABLE"]))
+
+
 def _derivatives(features: object, name: str, rows: Tensor) -> Tensor:
     """(..., N, 2, C) derivatives of descriptors, in their precision."""
     values = getattr(features, "derivatives", None)
@@ -191,7 +198,7 @@ def _derivatives(features: object, name: str, rows: Tensor) -> Tensor:
         raise ValueError(
             f"{name} has no derivatives; max_shift needs features that have: CAPSExtractor.extract(derivatives=True)"
         )
-    derivatives = torch.as_tensor(values)
+    derivatives = _shared(values)
     *points, dimensions = rows.shape
     lengths = (dimensions, dimensions - 1)
     if (

@@ -42,7 +42,7 @@ from capsdesc.io.files import atomic_path
 from capsdesc.io.images import find_images
 from capsdesc.io.text import parse_json, read_text
 from capsdesc.keypoints import SIFTDetector
-from capsdesc.matching import add_max_shift_option, match
+from capsdesc.matching import MAX_SHIFT, add_max_shift_option, match
 from capsdesc.orientation import ORIENTATIONS, Orientation
 from capsdesc.retrieval import describe_globally, nearest_pairs, visual_words
 
@@ -89,7 +89,7 @@ class SfmConfig:
     max_keypoints: int = 4096
     orientation: Orientation = "upright"
     ratio: float = 0.8
-    max_shift: float | None = 3.0
+    max_shift: float | None = MAX_SHIFT
     pairs: str = "exhaustive"
     overlap: int = 10
     neighbours: int = 20

@@ -155,8 +155,8 @@ def test_match_prints_the_pose_of_a_camera_that_moved_right(
     assert found is not None
     assert float(found[1]) == pytest.approx(angle, abs=0.02)
 
-    features = [caps.extract(image) for image in stereo]
-    matches = match(*features)
+    features = [caps.extract(image, derivatives=True) for image in stereo]
+    matches = match(*features, max_shift=3)
     points = [f.keypoints[matches.indices[:, k]] for k, f in enumerate(features)]
     pose = estimate_pose(points[0], points[1], stereo_pair[2], stereo_pair[2])
     assert pose is not None
@@ -173,12 +173,25 @@ def test_match_prints_the_pose_of_a_camera_that_moved_right(
 
 
 def test_match_options_reach_the_library(model: str, network: list[str], shifted: list[str], capsys: Capture) -> None:
-    options = ["--max-keypoints", "200", "--ratio", "0.8", "--threshold", "0.3", "--seed", "5", "--max-size", "160"]
+    options = [
+        "--max-keypoints",
+        "200",
+        "--ratio",
+        "0.8",
+        "--max-shift",
+        "2",
+        "--threshold",
+        "0.3",
+        "--seed",
+        "5",
+        "--max-size",
+        "160",
+    ]
     assert main(["match", *shifted, *network, *options]) == 0
     counts = numbers(capsys.readouterr().out)
     small = CAPSExtractor(model, device="cpu", max_size=160)
-    features = [small.extract(image, 200) for image in shifted]
-    matches = match(*features, ratio=0.8)
+    features = [small.extract(image, 200, derivatives=True) for image in shifted]
+    matches = match(*features, ratio=0.8, max_shift=2)
     points = [f.keypoints[matches.indices[:, k]] for k, f in enumerate(features)]
     homography = estimate_homography(*points, threshold=0.3, seed=5)
     assert homography is not None

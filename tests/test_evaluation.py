@@ -394,6 +394,18 @@ def test_caps_is_the_extractor(use: str, reliability: bool) -> None:
     np.testing.assert_allclose(method.describe(image, keypoints), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("use", ["caps-checked", "caps-plain-checked", "caps-any-checked"])
+def test_checked_methods_drop_matches(use: str, oxford: Path, tmp_path: Path) -> None:
+    benchmark = read_benchmark("oxford", oxford, max_pairs=2)
+    store = FeatureStore(tmp_path, max_keypoints=200, max_edge=1024)
+    results = [
+        evaluate(benchmark, get_methods([name], device="cpu")[0], "shared", store, Settings(max_shift=max_shift))
+        for name, max_shift in ((use.removesuffix("-checked"), 2.0), (use, 1e6), (use, 2.0))
+    ]
+    unchecked, loose, strict = (result.summary["all"]["matches"] for result in results)
+    assert unchecked == loose > strict > 0
+
+
 def test_caps_runs_and_other_weights_never_meet_old_features(oxford: Path, tmp_path: Path) -> None:
     benchmark = read_benchmark("oxford", oxford, max_pairs=1)
     features = store(tmp_path / "features", max_keypoints=50)

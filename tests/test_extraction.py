@@ -34,6 +34,7 @@ from capsdesc.extraction import (
     name_images,
     save_features,
 )
+from capsdesc.io.hloc import read_features
 from capsdesc.keypoints import Detector, SIFTDetector
 from capsdesc.weights import resolve, save_pretrained
 
@@ -236,6 +237,21 @@ def test_any_orientation(caps: CAPSExtractor, photos: Path, tmp_path: Path) -> N
         extract_images(caps, images, folder, max_keypoints=3)
     with pytest.raises(ValueError, match=r"shape \(9, 3, 3, \d+\); hloc's files hold \(N, D\)"):
         extract_images(caps, images, HlocFile(tmp_path / "features.h5"), max_keypoints=3, orientation="any")
+
+
+@pytest.mark.parametrize("output", ["features", "features.h5"])
+def test_derivatives_are_kept(caps: CAPSExtractor, photos: Path, tmp_path: Path, output: str) -> None:
+    path = tmp_path / output
+    images = name_images([photos / "a.png"])
+    sink = HlocFile(path) if path.suffix else NpzFolder(path)
+    extract_images(caps, images, sink, max_keypoints=30, derivatives=True)
+    found = read_features(path, "a.png") if path.suffix else load_features(NpzFolder(path).path("a.png"))
+    expected = caps.extract(images["a.png"], 30, derivatives=True)
+    derivatives = np.asarray(found.derivatives)
+    np.testing.assert_allclose(derivatives, np.asarray(expected.derivatives), rtol=1e-3, atol=1e-5)
+    assert derivatives.dtype == np.float32
+    with pytest.raises(ValueError, match=r"differ in derivatives \(True, now False\)"):
+        extract_images(caps, images, sink, max_keypoints=30)
 
 
 def test_no_images_and_images_without_keypoints(caps: CAPSExtractor, tmp_path: Path) -> None:

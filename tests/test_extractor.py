@@ -269,6 +269,57 @@ def test_descriptors_are_bilinear_samples_of_the_dense_maps(
     np.testing.assert_allclose(in_torch.numpy(), described(caps, photo, points), atol=1e-5)
 
 
+@pytest.mark.parametrize("max_size", [None, 100])
+def test_derivatives_are_differences_across_a_fine_cell(
+    caps: CAPSExtractor, photo: Pixels, points: Array, max_size: int | None
+) -> None:
+    caps = CAPSExtractor(caps.source, device="cpu", max_size=max_size)
+    inside = points[(points > 8).all(1) & (points < np.array([141, 111])).all(1)]
+    features = caps.extract(photo, keypoints=inside, derivatives=True)
+    np.testing.assert_allclose(features.descriptors, described(caps, photo, inside), atol=1e-5)
+    cell = 4 * 150 / (max_size or 150)  # in pixels of the image as given
+    for axis, step in enumerate(([cell, 0], [0, cell])):
+        ahead, behind = (expected_descriptors(caps, photo, inside + np.multiply(sign, step)) for sign in (1, -1))
+        np.testing.assert_allclose(np.asarray(features.derivatives)[:, axis], (ahead - behind) / (2 * cell), atol=1e-5)
+
+
+def test_derivatives_at_the_border_and_in_any_orientation(compact: CAPSExtractor, photo: Pixels, points: Array) -> None:
+    features = compact.extract(photo, keypoints=points, derivatives=True, orientation="any")
+    upright = compact.extract(photo, keypoints=points, derivatives=True)
+    assert np.asarray(features.derivatives).shape == (9, 3, len(points), 2, compact.descriptor_dim)
+    assert np.isfinite(np.asarray(features.derivatives)).all()
+    np.testing.assert_allclose(np.asarray(features.derivatives)[0, 0], np.asarray(upright.derivatives), atol=1e-5)
+    corner = np.array([[-0.5, -0.5]], dtype=np.float32)
+    inner, right, below = (
+        expected_descriptors(compact, photo, np.array([place])) for place in ((0, 0), (3.5, 0), (0, 3.5))
+    )
+    on_corner = np.asarray(compact.extract(photo, keypoints=corner, derivatives=True).derivatives)[0]
+    np.testing.assert_allclose(on_corner[0], (right - inner)[0] / 3.5, atol=1e-5)
+    np.testing.assert_allclose(on_corner[1], (below - inner)[0] / 3.5, atol=1e-5)
+    for shape in TINY:
+        small = compact.extract(photo[: shape[0], : shape[1]], keypoints=np.zeros((1, 2)), derivatives=True)
+        assert np.isfinite(np.asarray(small.derivatives)).all()
+    nothing = compact.extract(photo, keypoints=points[:0], derivatives=True)
+    assert np.asarray(nothing.derivatives).shape == (0, 2, 256)
+
+
+def test_given_keypoints_are_described_with_all_they_know(compact: CAPSExtractor, photo: Pixels) -> None:
+    detected = compact.extract(photo, 30)
+    given = Keypoints(detected.keypoints, detected.scores, detected.scales, detected.angles)
+    for keypoints in (given, given.to_cv2()):
+        again = compact.extract(photo, keypoints=keypoints)
+        for field in ("keypoints", "descriptors", "scores", "scales", "angles"):
+            found, expected = getattr(again, field), getattr(detected, field)
+            assert (found is None) == (expected is None)
+            if found is not None:
+                np.testing.assert_allclose(found, expected, atol=1e-6)
+    bare = compact.extract(as_tensor(photo), keypoints=detected.keypoints)
+    assert isinstance(bare.descriptors, Tensor)
+    assert bare.scores is None
+    with pytest.raises(ValueError, match="outside"):
+        compact.extract(photo, keypoints=np.array([[500.0, 3.0]]))
+
+
 def test_cells_lie_where_the_network_puts_them(caps: CAPSExtractor, photo: Pixels) -> None:
     dense = caps.dense(photo)
     for feature_map, stride, channels in (

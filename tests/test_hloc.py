@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from capsdesc import Features, match
+from capsdesc import CAPSExtractor, Features, match
 from capsdesc.cli import main
 from capsdesc.io.hloc import (
     ScoredMatches,
@@ -286,6 +287,24 @@ def test_match_features_options(images: Mapping[str, Features], tmp_path: Path, 
     np.testing.assert_array_equal(
         read_matches(output, "a.jpg", "b.jpg").indices, match(images["a.jpg"], images["b.jpg"]).indices
     )
+
+
+def test_match_features_checks_matches(tmp_path: Path, capsys: Capture) -> None:
+    caps, folder = CAPSExtractor(device="cpu"), Path(__file__).parents[1] / "examples" / "data"
+    images = {name: caps.extract(folder / name, 300, derivatives=True) for name in ("relief_0.jpg", "relief_1.jpg")}
+    file, pairs, output = (tmp_path / name for name in ("features.h5", "pairs.txt", "matches.h5"))
+    write_features(file, images.items())
+    pairs.write_text("relief_0.jpg relief_1.jpg\n")
+    command = ["match-features", str(file), str(pairs), "-o", str(output), "--max-shift", "2"]
+    assert main(command) == 0
+    found = read_matches(output, "relief_0.jpg", "relief_1.jpg").indices
+    expected = match(images["relief_0.jpg"], images["relief_1.jpg"], max_shift=2).indices
+    assert 0 < len(found) < len(match(images["relief_0.jpg"], images["relief_1.jpg"]))
+    # Half precision may put a match that is just allowed just beyond.
+    assert len({tuple(pair) for pair in found} ^ {tuple(pair) for pair in expected}) <= 1
+    write_features(file, ((name, replace(image, derivatives=None)) for name, image in images.items()))
+    assert main([*command, "--overwrite"]) == 1
+    assert "a has no derivatives" in capsys.readouterr().err
 
 
 def test_pairs_of_raw_descriptors_are_matched_by_distance(tmp_path: Path) -> None:

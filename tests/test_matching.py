@@ -1,6 +1,6 @@
 """Matching against brute force: numpy in float64, and OpenCV's own matcher."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -9,8 +9,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from capsdesc import matching
+from capsdesc import Features, matching
 from capsdesc.matching import Matches, match
+
+Array = npt.NDArray[Any]
 
 
 def descriptors(count: int, dim: int = 32, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -133,6 +135,93 @@ def test_common_offset_and_identical_descriptors_do_not_cancel() -> None:
     nudged[:, 0] += np.float32(1e-3)
     expected = np.abs(nudged[:, 0].astype(np.float64) - a[:, 0])
     np.testing.assert_allclose(match(a, nudged).distances, expected, rtol=1e-5)
+
+
+def described_field(points: Array, reliability: float | None, *views: int) -> Features:
+    """Features at points whose descriptors grow linearly with the place, so that one step finds a place exactly."""
+    rng = np.random.default_rng(0)
+    slope, at_origin = rng.normal(size=(2, 16)), 1000 * rng.normal(size=16)
+    rows, derivatives = at_origin + points @ slope, np.broadcast_to(slope, (len(points), 2, 16))
+    if reliability is not None:  # the place is then known from what is left of unit length
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        rows, along = rows / lengths, (rows / lengths)[:, None]
+        derivatives = (derivatives - (derivatives * along).sum(-1, keepdims=True) * along) / lengths[:, None]
+        rows = np.c_[np.sqrt(reliability) * rows, np.full(len(rows), np.sqrt(1 - reliability))]
+    fields: Any = (points, rows, None, None, None, (640, 480), derivatives)
+    return Features(*fields)
+
+
+@pytest.mark.parametrize("reliabilities", [(None, None), (0.9, 0.4)])
+@pytest.mark.parametrize("as_torch", [False, True])
+def test_pairs_that_should_move_are_dropped(reliabilities: tuple[float | None, float | None], as_torch: bool) -> None:
+    rng = np.random.default_rng(1)
+    points = np.stack(np.meshgrid(np.arange(50, 600, 50.0), np.arange(50, 450, 50.0)), axis=-1).reshape(-1, 2)
+    angles, lengths = rng.uniform(0, 2 * np.pi, len(points)), rng.uniform(0, 6, len(points))
+    moved = points + (lengths * (np.cos(angles), np.sin(angles))).T
+    first, second = described_field(points, reliabilities[0]), described_field(moved, reliabilities[1])
+    if as_torch:
+        first, second = (
+            replace(
+                each, descriptors=torch.tensor(each.descriptors), derivatives=torch.tensor(np.array(each.derivatives))
+            )
+            for each in (first, second)
+        )
+    everything = match(first, second)
+    assert pairs_of(everything) == [(i, i) for i in range(len(points))]
+    for max_shift in (1.0, 3.0, 5.5):
+        # A unit vector's place is linear only nearly.
+        clear = np.abs(lengths - max_shift) > (1e-6 if reliabilities[0] is None else 0.1)
+        kept = np.zeros(len(points), dtype=bool)
+        kept[np.asarray(match(first, second, max_shift=max_shift).indices)[:, 0]] = True
+        assert clear.mean() > 0.9
+        np.testing.assert_array_equal(kept[clear], (lengths <= max_shift)[clear])
+
+
+def test_derivatives_are_those_of_the_views_that_go_together() -> None:
+    points = np.random.default_rng(1).uniform(0, 400, (60, 2))
+    first, second = described_field(points, None), described_field(points + np.array([0.5, 2]), None)
+    rng = np.random.default_rng(2)
+    descriptors: Any
+    derivatives: Any
+    descriptors, derivatives = (
+        rng.normal(size=(9, 3, *np.asarray(each).shape)) for each in (second.descriptors, second.derivatives)
+    )
+    descriptors[4, 1], derivatives[4, 1] = second.descriptors, second.derivatives
+    turned = replace(second, descriptors=descriptors, derivatives=derivatives)
+    assert pairs_of(match(first, turned, max_shift=2.1)) == pairs_of(match(first, second)) != []
+    assert len(match(first, turned, max_shift=2.0)) == 0
+
+
+def test_pairs_of_which_nothing_can_be_said_are_dropped() -> None:
+    same = described_field(np.zeros((1, 2)), None)
+    flat = replace(same, derivatives=torch.zeros(1, 2, 16))
+    assert len(match(same, same, max_shift=1)) == 1
+    assert len(match(flat, flat, max_shift=1)) == 0
+    none = described_field(np.zeros((0, 2)), None)
+    assert len(match(none, same, max_shift=1)) == 0
+
+
+@pytest.mark.parametrize(
+    ("derivatives", "message"),
+    [
+        (None, r"b has no derivatives; max_shift needs .*extract\(derivatives=True\)"),
+        (np.zeros((3, 2, 9)), r"b has derivatives of shape \(3, 2, 9\) .* of \(3, 16\); expected \(3, 2, C\)"),
+        (np.zeros((4, 2, 16)), "b has derivatives of shape"),
+        (np.zeros((3, 16)), "b has derivatives of shape"),
+    ],
+)
+def test_wrong_derivatives_are_named(derivatives: Any, message: str) -> None:
+    features = described_field(np.eye(3, 2), None)
+    with pytest.raises(ValueError, match=message):
+        match(features, replace(features, derivatives=derivatives), max_shift=3)
+    with pytest.raises(ValueError, match="a has no derivatives"):
+        match(np.asarray(features.descriptors), np.asarray(features.descriptors), max_shift=3)
+
+
+@pytest.mark.parametrize("max_shift", [0.0, -1.0, float("nan")])
+def test_wrong_max_shift(max_shift: float) -> None:
+    with pytest.raises(ValueError, match="max_shift is"):
+        match(descriptors(3), descriptors(3), max_shift=max_shift)
 
 
 def test_ties_go_to_the_lowest_index(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,43 @@ def test_the_pose_is_that_of_structure_from_motion(caps: CAPSExtractor, subject:
     assert pose.inliers.sum() > 100
 
 
+@pytest.mark.parametrize("subject", ["relief", "tankard"])
+def test_matches_that_should_not_move_are_right_more_often(caps: CAPSExtractor, subject: str) -> None:
+    features0, features1 = (caps.extract(DATA / f"{subject}_{k}.jpg", derivatives=True) for k in (0, 1))
+    camera0, camera1 = cameras(subject)
+    R, t = relative_pose(camera0["R"], camera0["t"], camera1["R"], camera1["t"])
+    F = fundamental_from_pose(R, t, camera0["K"], camera1["K"])
+
+    def near_line(max_shift: float | None) -> npt.NDArray[np.bool_]:
+        i, j = match(features0, features1, max_shift=max_shift).indices.T
+        return np.asarray(epipolar_distance(features0.keypoints[i], features1.keypoints[j], F) < 2)
+
+    everything, checked = near_line(None), near_line(3)
+    assert checked.mean() > everything.mean() + 0.03
+    assert checked.sum() > 0.85 * everything.sum()
+
+
+@pytest.mark.parametrize("subject", ["relief", "tankard"])
+def test_points_that_were_moved_are_found_out(caps: CAPSExtractor, subject: str) -> None:
+    photograph = DATA / f"{subject}_0.jpg"
+    points = np.asarray(caps.detect(photograph, 400).points)
+    points = points[(points > 12).all(1) & (points < 467).all(1)]
+    angles = np.random.default_rng(0).uniform(0, 2 * np.pi, len(points))
+    features = caps.extract(photograph, keypoints=points, derivatives=True)
+
+    def kept(distance: float) -> float:
+        """Share of the points that match themselves, of those that would without the check."""
+        moved = points + distance * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        there = caps.extract(photograph, keypoints=moved, derivatives=True)
+        pairs, checked = (match(features, there, max_shift=max_shift).indices for max_shift in (None, 3))
+        same = [int(np.count_nonzero(each[:, 0] == each[:, 1])) for each in (pairs, checked)]
+        assert same[0] > 20
+        return same[1] / same[0]
+
+    assert kept(1) > 0.95
+    assert kept(6) < 0.1
+
+
 def test_located_points_lie_on_their_epipolar_lines(caps: CAPSExtractor) -> None:
     camera0, camera1 = cameras("tankard")
     R, t = relative_pose(camera0["R"], camera0["t"], camera1["R"], camera1["t"])

@@ -20,7 +20,7 @@ from capsdesc.geometry import (
     fundamental_from_pose,
 )
 from capsdesc.io.images import UInt8Array
-from capsdesc.matching import match
+from capsdesc.matching import MAX_SHIFT, match
 from capsdesc.visualization import draw_points, plot_descriptors, plot_epipolar_lines, plot_matches
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Comparison:
     """What two photographs have in common.
 
     Attributes:
-        matches: all mutual nearest neighbours.
+        matches: all matches.
         pose: inliers of the relative pose.
         epipolar: epipolar lines of some of these.
         homography: inliers of a homography.
@@ -107,8 +107,8 @@ def compare(
     """
     K0, K1 = (photograph.intrinsics(focal) for photograph, focal in zip(photographs, focals, strict=True))
     images = photographs[0].pixels, photographs[1].pixels
-    features0, features1 = (caps.extract(image, MAX_KEYPOINTS) for image in images)
-    matches = match(features0, features1)
+    features0, features1 = (caps.extract(image, MAX_KEYPOINTS, derivatives=True) for image in images)
+    matches = match(features0, features1, max_shift=MAX_SHIFT)
     points0 = np.asarray(features0.keypoints)[matches.indices[:, 0]]
     points1 = np.asarray(features1.keypoints)[matches.indices[:, 1]]
     pose = estimate_pose(points0, points1, K0, K1)
@@ -117,7 +117,7 @@ def compare(
         matches=View(
             plot_matches(*images, points0, points1),
             f"**{len(matches)} matches** of {len(features0)} keypoints in A and {len(features1)} in B: mutual nearest "
-            "neighbours. The colour is a point's place in A.",
+            "neighbours that lie where they look most alike. The colour is a point's place in A.",
         ),
         pose=_pose_view(images, points0, points1, pose),
         epipolar=_epipolar_view(images, points0, points1, pose, K0, K1),

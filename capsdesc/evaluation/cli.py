@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from capsdesc.evaluation.datasets import LAYOUTS
+from capsdesc.matching import MAX_SHIFT
 
 DESCRIPTION = """\
 Measure descriptors on benchmarks, given as pairs of a kind and a path:
@@ -59,7 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--max-shift",
         type=float,
-        default=3.0,
+        default=MAX_SHIFT,
         metavar="PX",
         help="of matches of checked methods (default: %(default)s)",
     )

@@ -23,7 +23,7 @@ from capsdesc.geometry import (
     rotation_error,
     translation_error,
 )
-from capsdesc.matching import Matches, match
+from capsdesc.matching import MAX_SHIFT, Matches, match
 
 FloatArray = npt.NDArray[np.float64]
 Backend = Literal["opencv", "poselib"]
@@ -59,7 +59,7 @@ class Settings:
     max_keypoints: int = 2048
     max_edge: int = 1024
     ratio: float | None = None
-    max_shift: float = 3.0
+    max_shift: float = MAX_SHIFT
     estimator: str = "opencv"
     threshold: float = 1.0
     homography_threshold: float = 3.0

@@ -1,7 +1,7 @@
 """Where to describe: keypoints in any form, and the detectors that find them."""
 
 from capsdesc.keypoints.detectors import DETECTORS, Detector, get_detector
-from capsdesc.keypoints.keypoints import Array, Keypoints, KeypointsLike, as_points, check_inside
+from capsdesc.keypoints.keypoints import Array, Keypoints, KeypointsLike, as_keypoints, as_points, check_inside
 from capsdesc.keypoints.sift import SIFTDetector
 from capsdesc.keypoints.superpoint import SuperPointDetector
 
@@ -13,6 +13,7 @@ __all__ = [
     "KeypointsLike",
     "SIFTDetector",
     "SuperPointDetector",
+    "as_keypoints",
     "as_points",
     "check_inside",
     "get_detector",

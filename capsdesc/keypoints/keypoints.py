@@ -94,6 +94,16 @@ KeypointsLike: TypeAlias = npt.NDArray[Any] | Tensor | Sequence[cv2.KeyPoint] | 
 """(N, 2) x, y in pixels in numpy or torch, a sequence of ``cv2.KeyPoint``, or :class:`Keypoints`."""
 
 
+def as_keypoints(keypoints: KeypointsLike, name: str = "keypoints") -> Keypoints:
+    """Any accepted form of keypoints with all that it says of them; see :func:`as_points`."""
+    if isinstance(keypoints, Keypoints):
+        return keypoints
+    if isinstance(keypoints, np.ndarray | Tensor):
+        return Keypoints(as_points(keypoints, name))
+    _check_cv2(keypoints, name)
+    return Keypoints.from_cv2(keypoints)
+
+
 def as_points(keypoints: KeypointsLike, name: str = "keypoints") -> Array:
     """Any accepted form of keypoints as coordinates.
 
