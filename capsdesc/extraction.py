@@ -38,7 +38,7 @@ from capsdesc.io.hloc import DERIVATIVES_DTYPE, import_h5py, read_features, read
 from capsdesc.io.images import UInt8Array, find_images, read_image
 from capsdesc.io.text import below
 from capsdesc.keypoints import DETECTORS, Keypoints
-from capsdesc.orientation import ORIENTATIONS, Orientation
+from capsdesc.orientation import ORIENTATIONS, Orientation, check_orientation
 
 logger = logging.getLogger(__name__)
 
@@ -398,9 +398,9 @@ def _check(
     for name, value in (("threads", threads), ("workers", workers)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected a number, at least 1")
-    for name, choice, choices in (("orientation", orientation, ORIENTATIONS), ("engine", engine, get_args(Engine))):
-        if choice not in choices:
-            raise ValueError(f"{name} is {choice!r}; expected one of {', '.join(map(repr, choices))}")
+    check_orientation(orientation)
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine is {engine!r}; expected one of {', '.join(map(repr, get_args(Engine)))}")
     if engine == "local" and workers is not None:
         raise ValueError(f"workers is {workers}, but engine is 'local', which has none; use engine 'ray', or threads")
     for name in images:

@@ -36,7 +36,7 @@ from capsdesc.models import (
 )
 from capsdesc.models.maps import without_reliability
 from capsdesc.models.network import FINE_STRIDE
-from capsdesc.orientation import ORIENTATIONS, TURNS, ZOOMS, Orientation, View, turned_views
+from capsdesc.orientation import TURNS, ZOOMS, Orientation, View, check_orientation, turned_views
 from capsdesc.weights import Weights, resolve
 
 # Locating n points holds n times the fine map's cells of probabilities; so many floats (64 MB) at a time.
@@ -234,8 +234,7 @@ class CAPSExtractor:
             ValueError: an image is empty or cannot be decoded, a shape is wrong, a coordinate is not finite or outside
                 the image, or the lists differ in length.
         """
-        if orientation not in ORIENTATIONS:
-            raise ValueError(f"orientation is {orientation!r}; expected one of {', '.join(map(repr, ORIENTATIONS))}")
+        check_orientation(orientation)
         if not isinstance(image, (list, tuple)):
             return self._describe_one(image, keypoints, orientation)[0]
         if not isinstance(keypoints, (list, tuple)) or len(keypoints) != len(image):
@@ -327,6 +326,7 @@ class CAPSExtractor:
         Returns:
             Features in torch on the image's device where it is a tensor, in numpy otherwise.
         """
+        check_orientation(orientation)
         if isinstance(image, (str, os.PathLike)):
             image = to_rgb(image)  # decode once
         found = self.detect(image, max_keypoints, mask) if keypoints is None else as_keypoints(keypoints)

@@ -35,6 +35,8 @@ class HasDescriptors(Protocol):
 
 
 Descriptors: TypeAlias = npt.NDArray[Any] | Tensor | HasDescriptors
+# Turn and zoom of a view; all of an image that was seen upright only.
+_View: TypeAlias = tuple[int, int] | EllipsisType
 # Turn and zoom of the first image's view, turn and zoom of the second's.
 _Views: TypeAlias = tuple[int, int, int, int]
 
@@ -96,10 +98,10 @@ def match(
         ratio: keep a pair only if its distance is below `ratio` times the distance to the second nearest neighbour
             in `b` (Lowe, IJCV 2004, section 7.1), 0 < ratio <= 1. A single candidate passes.
         max_distance: keep a pair only if its distance is at most this.
-        max_shift: keep a pair only if moving one of both keypoints by more than so many pixels would not make them look
-            more alike, as it would where a keypoint's nearest neighbour is only the nearest of those that were
-            detected. `MAX_SHIFT` drops most wrong pairs near the right place, and few right ones. Needs features with
-            `derivatives`, as `CAPSExtractor.extract` gives them. Pixels are those of the views that go together.
+        max_shift: drop the pairs that would look more alike with one of both keypoints moved by more than so many
+            pixels, as where the right keypoint was not detected and its neighbour took its place. `MAX_SHIFT` drops
+            most of these, and few right ones. Needs features with `derivatives`, as `CAPSExtractor.extract` gives them.
+            Pixels are those of the views that go together.
 
     Returns:
         The matches, ordered by their index in `a`: numpy arrays for numpy input, tensors on its device for torch.
@@ -225,9 +227,6 @@ def _shifts(a: Tensor, b: Tensor, derivatives_a: Tensor, derivatives_b: Tensor) 
     normal, right = jacobian @ jacobian.mT, jacobian @ (a - b)[..., None]
     shifts: Tensor = torch.linalg.solve_ex(normal, right).result[..., 0]
     return shifts
-
-
-_View: TypeAlias = "tuple[int, int] | EllipsisType"
 
 
 def _agreeing_views(a: Tensor, b: Tensor) -> tuple[_View, _View]:

@@ -25,6 +25,13 @@ Array: TypeAlias = npt.NDArray[Any]
 Orientation: TypeAlias = Literal["upright", "any"]
 ORIENTATIONS: tuple[Orientation, ...] = ("upright", "any")
 
+
+def check_orientation(orientation: object) -> None:
+    """Raise a ValueError unless this is one of :data:`ORIENTATIONS`."""
+    if orientation not in ORIENTATIONS:
+        raise ValueError(f"orientation is {orientation!r}; expected one of {', '.join(map(repr, ORIENTATIONS))}")
+
+
 # Clockwise, in degrees. The half step at the end halves all steps, where one of two images is seen under it and the
 # other under a whole step: as the two scales of a vernier do.
 TURNS = (*range(0, 360, 45), 22.5)

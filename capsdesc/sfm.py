@@ -43,7 +43,7 @@ from capsdesc.io.images import find_images
 from capsdesc.io.text import parse_json, read_text
 from capsdesc.keypoints import SIFTDetector
 from capsdesc.matching import MAX_SHIFT, add_max_shift_option, match
-from capsdesc.orientation import ORIENTATIONS, Orientation
+from capsdesc.orientation import Orientation, check_orientation
 from capsdesc.retrieval import describe_globally, nearest_pairs, visual_words
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ class SfmConfig:
         check_camera_model(self.camera_model)
         if self.pairs not in PAIRINGS:
             raise ValueError(f"pairs is {self.pairs!r}; expected one of {', '.join(PAIRINGS)}")
-        if self.orientation not in ORIENTATIONS:
-            raise ValueError(f"orientation is {self.orientation!r}; expected one of {', '.join(ORIENTATIONS)}")
+        check_orientation(self.orientation)
         if not 0 < self.ratio <= 1:
             raise ValueError(f"ratio is {self.ratio}; expected a number above 0 and at most 1")
         if self.max_shift is not None and not self.max_shift > 0:

@@ -78,6 +78,8 @@ def test_describing_for_any_orientation_begins_with_the_upright_descriptors(caps
     np.testing.assert_allclose(both[0], any_way, atol=1e-6)
     with pytest.raises(ValueError, match="orientation is 'sideways'; expected one of 'upright', 'any'"):
         caps.describe(image, points, orientation="sideways")  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="orientation is 'sideways'"):
+        caps.extract(image, orientation="sideways")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("zoom_a", "turn", "zoom_b"), [(0, 3, 0), (0, 5, 2), (1, 0, 0), (2, 8, 0)])
