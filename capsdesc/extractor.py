@@ -36,6 +36,7 @@ from capsdesc.models import (
 )
 from capsdesc.models.maps import without_reliability
 from capsdesc.models.network import FINE_STRIDE
+from capsdesc.models.precision import describing_dtype
 from capsdesc.orientation import TURNS, ZOOMS, Orientation, View, check_orientation, turned_views
 from capsdesc.weights import Weights, resolve
 
@@ -99,8 +100,8 @@ class CAPSExtractor:
             :class:`capsdesc.keypoints.SuperPointDetector`, also for its weights' licence), or an object with a
             ``detect`` method, see :class:`capsdesc.keypoints.Detector`. Not needed to describe points of one's own.
         device: where the network runs, for example ``"cuda"``. None: a CUDA GPU if there is one, else the CPU.
-        dtype: what the network computes in: ``torch.float32`` (None means that), ``torch.bfloat16`` or
-            ``torch.float16``. Descriptors are always float32.
+        dtype: what the network computes in: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``. None:
+            bfloat16 on CPUs that have AMX, float32 elsewhere. Descriptors are always float32.
         max_size: images with a longer edge are shrunk to this many pixels for the network. Coordinates always refer to
             the image as given.
         reliability: whether descriptors say, by their last coordinate, how likely a point is to be found again, where
@@ -177,7 +178,7 @@ class CAPSExtractor:
         self.source: str = weights.source
         self.device = _usable_device(device)
         self.detector = get_detector(detector, self.device)
-        self.dtype = dtype or torch.float32
+        self.dtype = dtype or describing_dtype(self.device)
         self.max_size = max_size
         self.reliability = bool(reliability) and weights.config.reliability
         network = weights.build()
@@ -273,13 +274,12 @@ class CAPSExtractor:
         factors = queries.new_tensor(resize)
         queries = queries * factors + (0.5 * factors - 0.5)
 
-        seen = [View.of(pixels, queries)] if orientation == "upright" else turned_views(pixels, queries)
-        described, changes = zip(*(self._describe_view(view, derivatives) for view in seen), strict=True)
-        descriptors = torch.stack(described).view(*views, len(points), -1)
-        if not derivatives:
-            return _like(descriptors, points), None
-        per_pixel = torch.stack(changes).view(*views, len(points), 2, -1) * factors[:, None]
-        return _like(descriptors, points), _like(per_pixel, points)
+        if orientation == "upright":
+            descriptors, changes = self._describe_view(View.of(pixels, queries), derivatives)
+        else:
+            seen = (self._describe_view(view, derivatives) for view in turned_views(pixels, queries))
+            descriptors, changes = (_by_turn_and_zoom(parts) for parts in zip(*seen, strict=True))
+        return _like(descriptors, points), None if changes is None else _like(changes * factors[:, None], points)
 
     def detect(
         self, image: ImageLike, max_keypoints: int = 2048, mask: npt.NDArray[Any] | Tensor | None = None
@@ -437,6 +437,13 @@ class CAPSExtractor:
         ):
             dense = dense_features(self._network, self.config, images, points)
         return dense if self.reliability else dense.without_reliability()
+
+
+def _by_turn_and_zoom(views: Sequence[Any]) -> Any:
+    """Tensors of all views, in the order they are made in, as one of (turns, zooms, ...); None if there are none."""
+    if views[0] is None:
+        return None
+    return torch.stack(list(views)).view(len(ZOOMS), len(TURNS), *views[0].shape).transpose(0, 1).contiguous()
 
 
 def _with_neighbours(points: Tensor, size: tuple[int, int]) -> Tensor:

@@ -61,7 +61,9 @@ class View:
 
 
 def turned_views(image: Tensor, points: Tensor) -> Iterator[View]:
-    """The image under all turns and, within a turn, all zooms; the first is the image itself.
+    """The image under all zooms and, within a zoom, all turns; the first is the image itself.
+
+    In this order only one smoothed image is held at a time.
 
     Args:
         image: (3, H, W) float.
@@ -71,13 +73,13 @@ def turned_views(image: Tensor, points: Tensor) -> Iterator[View]:
         Views just large enough to hold the whole image.
     """
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
-    sources = [pixels if zoom == 1 else _blur(pixels, zoom) for zoom in ZOOMS]
     height, width = image.shape[1:]
     corners = np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]])
-    for degrees in TURNS:
-        # Rounded, so that quarter turns move pixels onto pixels exactly.
-        cos, sin = np.round([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))], 12)
-        for zoom, source in zip(ZOOMS, sources, strict=True):
+    for zoom in ZOOMS:
+        source = pixels if zoom == 1 else _blur(pixels, zoom)
+        for degrees in TURNS:
+            # Rounded, so that quarter turns move pixels onto pixels exactly.
+            cos, sin = np.round([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))], 12)
             if degrees == 0 and zoom == 1:
                 yield View.of(image, points)
                 continue

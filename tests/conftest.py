@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,14 @@ def texture(height: int, width: int, seed: int) -> Pixels:
     layers = [cv2.GaussianBlur(rng.normal(size=(height, width, 3)), (0, 0), sigma) * sigma for sigma in (1, 2, 4)]
     pixels: Pixels = np.clip(128 + 120 * np.sum(layers, axis=0), 0, 255).astype(np.uint8)
     return pixels
+
+
+@pytest.fixture(scope="session", autouse=True)
+def single_precision() -> Iterator[None]:
+    """Extractors compute in float32 also where AMX makes bfloat16 the default, which is too coarse to compare with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("capsdesc.extractor.describing_dtype", lambda device: torch.float32)
+        yield
 
 
 @pytest.fixture(scope="session")

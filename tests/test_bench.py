@@ -310,7 +310,8 @@ def test_one_command_measures_everything(weights: Path, tmp_path: Path, capsys: 
         ["caps", "caps-paper", "rootsift", "SIFT detection alone"],
     ]
     assert [row["name"] for row in tables[-1]["rows"]] == ["default", "caps-paper"]
-    assert "random parameters" in tables[0]["notes"][0]
+    assert tables[0]["notes"][0] == "caps computes in float32."
+    assert "random parameters" in tables[0]["notes"][1]
 
     rows = [row for table in tables for row in table["rows"]]
     for row in rows:

@@ -23,6 +23,7 @@ from torch import Tensor
 import capsdesc
 from capsdesc import CAPSExtractor, Keypoints, match
 from capsdesc.models import FeatureMap, ModelConfig, build_network
+from capsdesc.models.precision import describing_dtype
 from capsdesc.weights import save_pretrained
 
 Pixels = npt.NDArray[np.uint8]
@@ -933,6 +934,25 @@ def test_descriptors_without_reliability_tell_what_a_point_looks_like(photo: Pix
     save_pretrained(tmp_path / "bare", bare, build_network(bare).state_dict())
     assert not CAPSExtractor(tmp_path / "bare").reliability
     assert CAPSExtractor(tmp_path / "bare", reliability=False).descriptor_dim == 128 + 15
+
+
+@pytest.mark.parametrize(("amx", "fastest"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_cpus_with_amx_compute_in_bfloat16(
+    compact: CAPSExtractor,
+    photo: Pixels,
+    points: Array,
+    amx: bool,
+    fastest: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("capsdesc.extractor.describing_dtype", describing_dtype)
+    default = CAPSExtractor(compact.source, device="cpu")
+    assert default.dtype == fastest
+    expected = CAPSExtractor(compact.source, device="cpu", dtype=fastest)
+    np.testing.assert_array_equal(described(default, photo, points), described(expected, photo, points))
+    assert CAPSExtractor(compact.source, device="cpu", dtype=torch.float32).dtype == torch.float32
+    assert describing_dtype(torch.device("cuda")) == torch.float32
 
 
 def test_what_an_extractor_says_of_itself(model_folders: Mapping[str, Path]) -> None:

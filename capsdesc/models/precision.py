@@ -16,6 +16,14 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def describing_dtype(device: torch.device) -> torch.dtype:
+    """What images are described in unless the user says: the fastest on CPUs, where bfloat16 was seen to cost nothing.
+
+    GPUs keep float32 until that is measured on one.
+    """
+    return fastest_dtype(device) if device.type == "cpu" else torch.float32
+
+
 def training_format(device: torch.device) -> torch.memory_format:
     """Which memory layout a device trains convolutions fastest in."""
     # With AVX2, a float32 training step takes a third longer in channels-last; inference does not.
