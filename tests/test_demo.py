@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from gradio_client import Client
 from PIL import Image
 
@@ -25,6 +26,7 @@ from capsdesc.demo.comparison import Comparison, compare, find
 from capsdesc.demo.page import ASK_FOR_BOTH
 from capsdesc.demo.photographs import EXAMPLE, Photograph, read_photograph
 from capsdesc.geometry import relative_pose, rotation_error
+from capsdesc.models.precision import describing_dtype
 
 Pixels = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
@@ -127,9 +129,14 @@ def test_a_point_is_found_and_marked(
         assert np.hypot(columns - center[0], rows - center[1]).max() < radius
 
 
+def as_on_the_page() -> CAPSExtractor:
+    """The page is another process, which computes in what its CPU is fastest in."""
+    return CAPSExtractor(device="cpu", dtype=describing_dtype(torch.device("cpu")))
+
+
 @pytest.fixture(scope="module")
 def comparison(example: tuple[Photograph, Photograph]) -> Comparison:
-    return compare(CAPSExtractor(device="cpu"), example)
+    return compare(as_on_the_page(), example)
 
 
 def test_the_example_has_a_pose_and_every_view_a_picture(comparison: Comparison) -> None:
@@ -260,7 +267,7 @@ def test_a_click_in_a_browser_is_answered(
     def numbers(text: str) -> list[float]:
         return [float(number) for number in "".join(c if c in "0123456789." else " " for c in text).split()[:4]]
 
-    caps = CAPSExtractor(device="cpu")
+    caps = as_on_the_page()
     tab.locator("#photograph-A img").wait_for()
     for source, name, point in ((0, "A", (343, 154)), (1, "B", (375, 247))):
         x0, y0, x1, y1 = numbers(click(name, *point))

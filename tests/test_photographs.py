@@ -26,9 +26,15 @@ def caps() -> CAPSExtractor:
     return CAPSExtractor()
 
 
+@pytest.fixture(scope="module", params=[None, DATA.parents[1] / "models" / "compact-open"], ids=["bundled", "open"])
+def each(request: pytest.FixtureRequest) -> CAPSExtractor:
+    """All models that the repository holds."""
+    return CAPSExtractor(request.param)
+
+
 @pytest.mark.parametrize("subject", ["relief", "tankard"])
-def test_the_pose_is_that_of_structure_from_motion(caps: CAPSExtractor, subject: str) -> None:
-    features0, features1 = (caps.extract(DATA / f"{subject}_{k}.jpg") for k in (0, 1))
+def test_the_pose_is_that_of_structure_from_motion(each: CAPSExtractor, subject: str) -> None:
+    features0, features1 = (each.extract(DATA / f"{subject}_{k}.jpg") for k in (0, 1))
     matches = match(features0, features1)
     points0 = features0.keypoints[matches.indices[:, 0]]
     points1 = features1.keypoints[matches.indices[:, 1]]

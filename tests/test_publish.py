@@ -180,6 +180,7 @@ def hub() -> Iterator[Hub]:
 RUN = """
 import argparse, contextlib, io, json, os, sys
 import numpy as np
+import torch
 from capsdesc import CAPSExtractor
 from capsdesc.weights.publish import add_parser
 
@@ -199,7 +200,7 @@ for token, *arguments in given["calls"]:
         answers.append([code, (err if code else out).getvalue().strip()])
     else:
         weights, target = arguments
-        caps = CAPSExtractor(weights, device="cpu")
+        caps = CAPSExtractor(weights, device="cpu", dtype=torch.float32)
         np.save(target, caps.describe(np.load(given["image"]), np.load(given["points"])))
 print(json.dumps(answers))
 """
