@@ -133,11 +133,17 @@ def match(
     view_a, view_b = _agreeing_views(rows_a, rows_b)
     indices, distances = _match(rows_a[view_a], rows_b[view_b], mutual, ratio, max_distance)
     if max_shift is not None:
+        derivatives_a, derivatives_b = _derivatives(a, "a", rows_a), _derivatives(b, "b", rows_b)
+        if derivatives_a.shape[-1] != derivatives_b.shape[-1]:
+            raise ValueError(
+                f"a has derivatives of {derivatives_a.shape[-1]} dimensions and b of {derivatives_b.shape[-1]}; "
+                "expected features of one model"
+            )
         moves = _shifts(
             rows_a[view_a][indices[:, 0]],
             rows_b[view_b][indices[:, 1]],
-            _derivatives(a, "a", rows_a)[view_a][indices[:, 0]],
-            _derivatives(b, "b", rows_b)[view_b][indices[:, 1]],
+            derivatives_a[view_a][indices[:, 0]],
+            derivatives_b[view_b][indices[:, 1]],
         )
         # Where descriptors do not change from place to place the shift is no number: nothing can be said for the pair.
         stays = torch.linalg.vector_norm(moves, dim=1) <= max_shift

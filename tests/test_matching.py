@@ -208,6 +208,7 @@ def test_pairs_of_which_nothing_can_be_said_are_dropped() -> None:
         (np.zeros((3, 2, 9)), r"b has derivatives of shape \(3, 2, 9\) .* of \(3, 16\); expected \(3, 2, C\)"),
         (np.zeros((4, 2, 16)), "b has derivatives of shape"),
         (np.zeros((3, 16)), "b has derivatives of shape"),
+        (np.zeros((3, 2, 15)), "a has derivatives of 16 dimensions and b of 15; expected features of one model"),
     ],
 )
 def test_wrong_derivatives_are_named(derivatives: Any, message: str) -> None:

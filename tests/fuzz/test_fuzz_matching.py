@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from capsdesc import match
+from capsdesc import Features, match
 
 Array = npt.NDArray[Any]
 
@@ -101,6 +101,39 @@ def test_limits_leave_out_and_change_nothing_else(
     kept = np.isin(np.arange(count_a), np.asarray(limited.indices)[:, 0])
     np.testing.assert_array_equal(kept[sure], expected[sure])
     np.testing.assert_array_equal(limited.indices, np.asarray(everything.indices)[kept])
+
+
+@examples(60)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 30),
+    st.integers(0, 30),
+    st.integers(3, 40),
+    st.sampled_from([1e-3, 1.0, 1e3]),
+    st.floats(0.1, 10),
+)
+def test_the_check_leaves_out_what_least_squares_would_move(
+    seed: int, count_a: int, count_b: int, width: int, scale: float, max_shift: float
+) -> None:
+    rng = np.random.default_rng(seed)
+
+    def features(count: int) -> Features:
+        rows, derivatives = rng.normal(size=(count, width)), rng.normal(size=(count, 2, width)) / 3
+        fields: Any = (np.zeros((count, 2)), scale * rows, None, None, None, (9, 9), scale * derivatives)
+        return Features(*fields)
+
+    a, b = features(count_a), features(count_b)
+    pairs, checked = (np.asarray(match(a, b, max_shift=limit).indices) for limit in (None, max_shift))
+    kept, clear = [], []
+    for i, j in pairs.tolist():
+        jacobian = (np.asarray(a.derivatives)[i] + np.asarray(b.derivatives)[j]).T / 2
+        difference = np.asarray(a.descriptors)[i] - np.asarray(b.descriptors)[j]
+        shift = float(np.linalg.norm(np.linalg.lstsq(jacobian, difference, rcond=None)[0]))
+        kept.append(shift <= max_shift)
+        clear.append(abs(shift - max_shift) > 1e-6 * max_shift)
+    found, sure = np.isin(pairs[:, 0], checked[:, 0]), np.array(clear, dtype=bool)
+    np.testing.assert_array_equal(found[sure], np.array(kept, dtype=bool)[sure])
+    np.testing.assert_array_equal(checked, pairs[found])
 
 
 @examples(60)
