@@ -12,8 +12,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from capsdesc import cli
-from capsdesc.training import cli as training_cli
+from capsdesc.commands import main as cli
+from capsdesc.commands import train as training_cli
 
 _ROOT = Path(__file__).resolve().parents[1]
 _DOCS = _ROOT / "docs"

@@ -74,7 +74,7 @@ def _train(options: argparse.Namespace, model: Path, changes: Sequence[str]) -> 
 def _evaluate(options: argparse.Namespace, models: dict[str, Path]) -> str:
     weights = [argument for model in models.values() for argument in ("--weights", str(model))]
     benchmarks = ["oxford", str(options.oxford), "strecha", str(options.strecha)]
-    _run("capsdesc.cli", "eval", *benchmarks, "--methods", "caps", *weights, "-o", str(options.out / "eval"))
+    _run("capsdesc.commands.main", "eval", *benchmarks, "--methods", "caps", *weights, "-o", str(options.out / "eval"))
     results = json.loads((options.out / "eval" / "results.json").read_text(encoding="utf-8"))["results"]
     head = ("run", "upright, MMA at 3 px", "matches", "all eight, MMA at 3 px", "Strecha, AUC at 5 degrees")
     rows = [head, ("---",) * len(head)]

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capsdesc.evaluation import timing
-from capsdesc.evaluation.contests import seeded_network, synthetic_batch, training_call
+from capsdesc.bench import timing
+from capsdesc.bench.contests import seeded_network, synthetic_batch, training_call
 from capsdesc.models.network import normalize_image
 from capsdesc.training.config import TrainingConfig
 from capsdesc.training.dataset import Batch

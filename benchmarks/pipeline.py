@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from capsdesc import CAPSExtractor, Features
-from capsdesc.evaluation.timing import measure
-from capsdesc.extraction import extract_images, name_images
+from capsdesc.bench.timing import measure
+from capsdesc.pipelines.extract import extract_images, name_images
 
 
 class Memory:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from capsdesc import CAPSExtractor, Features, match
-from capsdesc.io.images import read_image
+from capsdesc.images import read_image
 
 UPRIGHT = ("bikes", "graf", "leuven", "trees", "ubc", "wall")
 Array = npt.NDArray[Any]

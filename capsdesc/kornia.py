@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from capsdesc.keypoints import Keypoints
 from capsdesc.models import dense_features
+from capsdesc.types import Keypoints
 from capsdesc.weights import resolve
 
 

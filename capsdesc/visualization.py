@@ -15,16 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from capsdesc.geometry import Matrix
-from capsdesc.io.images import ImageLike, UInt8Array, to_rgb
-from capsdesc.keypoints import KeypointsLike, as_points
+from capsdesc.images import ImageLike, to_rgb
 from capsdesc.models import DenseFeatures, FeatureMap
+from capsdesc.types import Array, KeypointsLike, Matrix, UInt8Array, as_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Array = npt.NDArray[Any]
 Color = tuple[int, int, int]
 
 GAP = 8

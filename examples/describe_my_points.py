@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from capsdesc import CAPSExtractor, estimate_homography, match
-from capsdesc.io.images import read_image
+from capsdesc.images import read_image
 from capsdesc.visualization import draw_matches
 
 DATA = Path(__file__).parent / "data"

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pycolmap
 
 from capsdesc import CAPSExtractor, match
+from capsdesc.images import read_image
 from capsdesc.io.colmap import find_model
-from capsdesc.io.images import read_image
 from capsdesc.visualization import draw_points
 
 Array = npt.NDArray[Any]

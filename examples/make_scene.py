@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.transform import Rotation
 
-from capsdesc.io.images import read_image
+from capsdesc.images import read_image
 
 Array = npt.NDArray[Any]
 

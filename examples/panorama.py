@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from capsdesc import CAPSExtractor, estimate_homography, match
 from capsdesc.geometry import project_homography
-from capsdesc.io.images import read_image
+from capsdesc.images import read_image
 
 Array = npt.NDArray[Any]
 

@@ -17,7 +17,7 @@ import pycolmap
 from make_scene import make_scene
 from matplotlib.figure import Figure
 
-from capsdesc.sfm import SfmConfig, reconstruct, sfm_extractor
+from capsdesc.pipelines.sfm import SfmConfig, reconstruct, sfm_extractor
 
 Array = npt.NDArray[Any]
 

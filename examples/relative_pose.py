@@ -15,7 +15,7 @@ import numpy as np
 
 from capsdesc import CAPSExtractor, estimate_pose, match
 from capsdesc.geometry import fundamental_from_pose, relative_pose, rotation_error, translation_error
-from capsdesc.io.images import read_image
+from capsdesc.images import read_image
 from capsdesc.visualization import plot_epipolar_lines
 
 DATA = Path(__file__).parent / "data"

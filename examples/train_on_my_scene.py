@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from capsdesc import CAPSExtractor, match
 from capsdesc.geometry import epipolar_distance, fundamental_from_pose, relative_pose, rotation_error
-from capsdesc.io.colmap import PosedImage, find_model, read_model
+from capsdesc.io.colmap import find_model, read_model
 from capsdesc.training.config import OptimizerConfig, TrainingConfig
 from capsdesc.training.dataset import PairDataset, Scene, covisible_pairs
 from capsdesc.training.loop import train
+from capsdesc.types import PosedImage
 from capsdesc.visualization import draw_matches
 from capsdesc.weights import resolve, save_pretrained
 

@@ -30,7 +30,7 @@ def texture(height: int, width: int, seed: int) -> Pixels:
 def single_precision() -> Iterator[None]:
     """Extractors compute in float32 also where AMX makes bfloat16 the default, which is too coarse to compare with."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("capsdesc.extractor.describing_dtype", lambda device: torch.float32)
+        patch.setattr("capsdesc.describe.extractor.describing_dtype", lambda device: torch.float32)
         yield
 
 

@@ -21,9 +21,9 @@ import pytest
 import torch
 
 import capsdesc
-from capsdesc import cli
-from capsdesc.training import cli as training_cli
-from capsdesc.training import prepare
+from capsdesc.commands import main as cli
+from capsdesc.commands import prepare
+from capsdesc.commands import train as training_cli
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

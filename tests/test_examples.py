@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from capsdesc import CAPSExtractor, match
 from capsdesc.geometry import epipolar_distance, fundamental_from_pose, relative_pose, rotation_error, translation_error
-from capsdesc.io.images import read_image
+from capsdesc.images import read_image
 from capsdesc.weights import resolve
 
 Array = npt.NDArray[Any]

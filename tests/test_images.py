@@ -17,8 +17,8 @@ import PIL.Image
 import pytest
 import torch
 
+from capsdesc.images import image_size, read_image, to_gray, to_rgb, to_tensor
 from capsdesc.io.files import atomic_path
-from capsdesc.io.images import image_size, read_image, to_gray, to_rgb, to_tensor
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -352,9 +352,7 @@ def test_tensor_values_outside_the_unit_range_are_refused(value: float) -> None:
 
 
 def test_pil_is_not_imported() -> None:
-    code = (
-        "import sys, capsdesc.io.images as i, numpy as n; i.to_rgb(n.zeros((2, 2), 'u1')); print('PIL' in sys.modules)"
-    )
+    code = "import sys, capsdesc.images as i, numpy as n; i.to_rgb(n.zeros((2, 2), 'u1')); print('PIL' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "False"
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from capsdesc import CAPSExtractor, Keypoints
-from capsdesc.io.images import to_gray, to_tensor
+from capsdesc.images import to_gray, to_tensor
 from capsdesc.kornia import CAPSDescriptor, keypoints_from_lafs, lafs_from_keypoints
 
 Pixels = npt.NDArray[np.uint8]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import importlib
 import inspect
 import os
 import re
@@ -150,13 +151,16 @@ def build(self, *arguments, **options):
 torch.nn.Module.__init__ = build
 before = state()
 import capsdesc
+for name in capsdesc.__all__:
+    getattr(capsdesc, name)
 after = state()
 old, new = before.pop("handlers"), after.pop("handlers")
 added = {name: handlers for name, handlers in new.items() if handlers != old.get(name, [])}
 assert not added, added
 for name, value in after.items():
     assert value == before[name], (name, before[name], value)
-above = [name for name in sys.modules if name.startswith(("capsdesc.training", "capsdesc.evaluation", "capsdesc.cli"))]
+tops = ("training", "evaluation", "commands")
+above = [name for name in sys.modules if name.startswith(tuple(f"capsdesc.{top}" for top in tops))]
 assert not above, above
 """
 
@@ -176,7 +180,9 @@ for module in pkgutil.walk_packages(capsdesc.__path__, "capsdesc."):
     print(module.name)
 """
     imported = python("-c", code.format(modules=OPTIONAL_MODULES)).split()
-    assert {"capsdesc.cli", "capsdesc.training.cli", "capsdesc.evaluation.cli", "capsdesc.io.colmap"} <= set(imported)
+    assert {"capsdesc.commands.main", "capsdesc.commands.train", "capsdesc.commands.eval", "capsdesc.io.colmap"} <= set(
+        imported
+    )
 
 
 # Public names
@@ -193,11 +199,43 @@ def public_objects() -> Iterator[tuple[str, object]]:
                     yield f"{name}.{attribute}", member
 
 
-def test_public_names_are_there_in_order() -> None:
-    assert capsdesc.__all__ == sorted(set(capsdesc.__all__))
-    assert {"CAPSExtractor", "match", "estimate_pose", "estimate_homography", "estimate_fundamental"} <= set(
-        capsdesc.__all__
-    )
+def test_public_names() -> None:
+    assert capsdesc.__all__ == [
+        "CAPSExtractor",
+        "Features",
+        "Fundamental",
+        "Homography",
+        "Keypoints",
+        "Located",
+        "Matches",
+        "RelativePose",
+        "estimate_fundamental",
+        "estimate_homography",
+        "estimate_pose",
+        "match",
+    ]
+    with pytest.raises(AttributeError, match="no attribute 'matches'"):
+        capsdesc.matches  # noqa: B018
+
+
+IMPORTED_BY_USERS = {
+    "capsdesc.geometry": "estimate_pose epipolar_distance fundamental_from_pose relative_pose rotation_error "
+    "sampson_distance translation_error project_homography RelativePose Homography Fundamental",
+    "capsdesc.images": "read_image find_images to_rgb to_tensor to_gray image_size",
+    "capsdesc.keypoints": "Detector Keypoints SIFTDetector SuperPointDetector as_points get_detector",
+    "capsdesc.kornia": "CAPSDescriptor keypoints_from_lafs lafs_from_keypoints",
+    "capsdesc.matching": "MAX_SHIFT Matches match",
+    "capsdesc.models": "DenseFeatures FeatureMap ModelConfig build_network dense_features",
+    "capsdesc.training.sources": "ColmapSource CapsSource NerfSource PairsSource TumSource read_sources",
+    "capsdesc.visualization": "draw_matches draw_located draw_points plot_matches plot_epipolar_lines",
+    "capsdesc.weights": "DEFAULT Weights convert_official load_encoder resolve save_pretrained",
+}
+
+
+@pytest.mark.parametrize("module", IMPORTED_BY_USERS)
+def test_names_that_users_import_from_modules(module: str) -> None:
+    found = importlib.import_module(module)
+    assert [name for name in IMPORTED_BY_USERS[module].split() if not hasattr(found, name)] == []
 
 
 @pytest.mark.parametrize(("name", "value"), list(public_objects()))
@@ -217,7 +255,7 @@ def readme() -> str:
 
 
 def test_the_command_runs_as_a_module() -> None:
-    usage = python("-m", "capsdesc.cli", "--help")
+    usage = python("-m", "capsdesc.commands.main", "--help")
     for subcommand in ("match", "extract", "locate", "sfm", "demo", "export", "eval", "convert", "publish", "bench"):
         assert re.search(rf"\b{subcommand}\b", usage)
 

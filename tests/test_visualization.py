@@ -15,7 +15,7 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.patches import Circle
 
 from capsdesc import Keypoints
-from capsdesc.io.images import read_image
+from capsdesc.images import read_image
 from capsdesc.models import DenseFeatures, FeatureMap
 from capsdesc.visualization import (
     draw_located,

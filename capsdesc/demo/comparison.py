@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from capsdesc.demo.photographs import Photograph
-from capsdesc.extractor import CAPSExtractor
-from capsdesc.geometry import (
-    Homography,
-    RelativePose,
-    estimate_homography,
-    estimate_pose,
-    fundamental_from_pose,
-)
-from capsdesc.io.images import UInt8Array
+from capsdesc.describe.extractor import CAPSExtractor
+from capsdesc.geometry import estimate_homography, estimate_pose, fundamental_from_pose
 from capsdesc.matching import MAX_SHIFT, match
+from capsdesc.types import Array, Homography, RelativePose, UInt8Array
 from capsdesc.visualization import draw_points, plot_descriptors, plot_epipolar_lines, plot_matches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Array = npt.NDArray[Any]
 
 MAX_KEYPOINTS = 2048
 EPIPOLAR_LINES = 24

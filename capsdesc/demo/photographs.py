@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from capsdesc.io.images import UInt8Array, to_rgb
+from capsdesc.images import to_rgb
+from capsdesc.types import UInt8Array
 
 EXAMPLE = tuple(Path(__file__).with_name(f"tankard_{k}.jpg") for k in range(2))
 """A pair to begin with."""

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from capsdesc.geometry import as_intrinsics, as_rotation, relative_pose, rotation_error
-from capsdesc.io.colmap import PosedImage, find_model, overlap, read_model
-from capsdesc.io.images import listed_image
-from capsdesc.io.text import below, finite_numbers, parse_json, read_lines, read_text, shown
-
-FloatArray = npt.NDArray[np.float64]
+from capsdesc.checks import as_intrinsics, as_rotation, shown
+from capsdesc.geometry import relative_pose, rotation_error
+from capsdesc.io.colmap import find_model, overlap, read_model
+from capsdesc.io.pairs import PAIRS_LINE, read_posed_pairs
+from capsdesc.io.text import below, finite_numbers, listed_image, parse_json, read_text
+from capsdesc.types import Float64Array, PosedImage
 
 # The sequences above 1600 x 1200 pixels, which D2-Net's protocol (and everybody after it) leaves out: 108 remain.
 HPATCHES_LEFT_OUT = frozenset(
@@ -23,7 +22,6 @@ HPATCHES_LEFT_OUT = frozenset(
 )
 IMAGE_SUFFIXES = (".ppm", ".png", ".jpg", ".pgm")
 
-PAIRS_LINE = "'name0 name1 rot0 rot1 K0(9) K1(9) T_0to1(16)'"
 # The kinds of benchmarks, and how each lies on disk.
 LAYOUTS = {
     "hpatches": "i_NAME/ and v_NAME/ with 1.ppm .. 6.ppm and H_1_2 .. H_1_6",
@@ -57,8 +55,8 @@ class Camera:
         undistort: maps (N, 2) pixels of the file to pixels of that pinhole; None where the file is free of distortion.
     """
 
-    K: FloatArray
-    undistort: Callable[[FloatArray], FloatArray] | None = None
+    K: Float64Array
+    undistort: Callable[[Float64Array], Float64Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +67,7 @@ class HomographyPair:
     group: str
     view0: View
     view1: View
-    H: FloatArray
+    H: Float64Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,8 +80,8 @@ class PosePair:
     view1: View
     camera0: Camera
     camera1: Camera
-    R: FloatArray
-    t: FloatArray
+    R: Float64Array
+    t: Float64Array
 
 
 Pair = HomographyPair | PosePair
@@ -207,33 +205,20 @@ def read_strecha(folder: Path) -> list[PosePair]:
 
 
 def read_pairs_file(path: Path, images: Path | None = None) -> list[PosePair]:
-    """A text file of pairs as published for ScanNet-1500, MegaDepth-1500 and YFCC (SuperGlue, CVPR 2020).
-
-    A line: two names, two numbers of quarter turns (counter-clockwise), K0 and K1 (9 numbers each), the 4 x 4
-    transform from camera 0 to camera 1 (16).
-    """
-    folder = images or path.parent
-    pairs = []
-    for where, fields in read_lines(path):
-        if len(fields) != 38:
-            raise ValueError(f"{where}: {len(fields)} fields; expected 38, of {PAIRS_LINE}")
-        turns, K0, K1, T = np.split(finite_numbers(fields[2:], where), [2, 11, 20])
-        if (turns % 1).any():
-            raise ValueError(f"{where}: {fields[2]} and {fields[3]} are no numbers of quarter turns")
-        R = as_rotation(T.reshape(4, 4)[:3, :3], f"{where}: R")
-        pairs.append(
-            PosePair(
-                f"{fields[0]}-{fields[1]}",
-                _bucket(R),
-                View(listed_image(folder, fields[0], where), int(turns[0] % 4)),
-                View(listed_image(folder, fields[1], where), int(turns[1] % 4)),
-                Camera(as_intrinsics(K0.reshape(3, 3), f"{where}: K")),
-                Camera(as_intrinsics(K1.reshape(3, 3), f"{where}: K")),
-                R,
-                T.reshape(4, 4)[:3, 3],
-            )
+    """A list of pairs with cameras and poses, see :func:`capsdesc.io.pairs.read_posed_pairs`, grouped by rotation."""
+    return [
+        PosePair(
+            pair.name,
+            _bucket(pair.R),
+            View(pair.paths[0], pair.turns[0]),
+            View(pair.paths[1], pair.turns[1]),
+            Camera(pair.K0),
+            Camera(pair.K1),
+            pair.R,
+            pair.t,
         )
-    return pairs
+        for pair in read_posed_pairs(path, images)
+    ]
 
 
 def read_colmap(folder: Path, images: Path | None = None, min_overlap: float = 0.1) -> list[PosePair]:
@@ -313,7 +298,7 @@ def _entry(entry: dict[str, Any], key: str, where: str) -> str:
     return str(entry[key])
 
 
-def _matrix(entry: dict[str, Any], key: str, shape: tuple[int, ...], where: str) -> FloatArray:
+def _matrix(entry: dict[str, Any], key: str, shape: tuple[int, ...], where: str) -> Float64Array:
     """The finite numbers of an entry, in this shape."""
     try:
         matrix = np.array(entry.get(key), dtype=np.float64)
@@ -324,7 +309,7 @@ def _matrix(entry: dict[str, Any], key: str, shape: tuple[int, ...], where: str)
     return matrix
 
 
-def _bucket(R: FloatArray) -> str:
+def _bucket(R: Float64Array) -> str:
     """The paper's difficulty of a pair, by its rotation (section 4.1 of CAPS)."""
     angle = rotation_error(R, np.eye(3))
     for bucket, limit in (("easy", 15), ("moderate", 30), ("hard", 60)):
@@ -338,7 +323,7 @@ def _from_colmap(posed: PosedImage) -> Camera:
     if posed.camera.model_name in ("PINHOLE", "SIMPLE_PINHOLE"):
         return Camera(K)
 
-    def undistort(points: FloatArray) -> FloatArray:
+    def undistort(points: Float64Array) -> Float64Array:
         rays = posed.pixels_to_rays(points)
         return np.asarray(rays * [K[0, 0], K[1, 1]] + K[:2, 2], dtype=np.float64)
 

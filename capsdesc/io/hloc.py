@@ -16,12 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from capsdesc.extractor import Features
 from capsdesc.io.files import atomic_path
+from capsdesc.types import Features
 
 logger = logging.getLogger(__name__)
-
-Array = npt.NDArray[Any]
 
 DERIVATIVES_DTYPE = np.float16
 """Of derivatives in files: precise enough to check matches by, and they are most of what is kept."""
@@ -73,7 +71,7 @@ def write_features(
     not know, ``derivatives`` (2, C, N) float16 if there are any. Scales and angles have no place in the format.
 
     hloc's nearest neighbours compare by the dot product, which needs descriptors of unit length. Others are written
-    with a warning: :func:`capsdesc.pairs.match_pairs` matches them rightly, hloc does not.
+    with a warning: :func:`capsdesc.pipelines.match.match_pairs` matches them rightly, hloc does not.
 
     Args:
         path: the file; replaced if it exists.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,10 +15,25 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 3
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
-_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
+from capsdesc.checks import shown
+
+
+def listed_image(folder: Path, name: str, where: str) -> Path:
+    """The path of an image below a folder, by the name that a file has for it.
+
+    Args:
+        folder: What names are relative to.
+        name: As the file has it.
+        where: Where it stands in that file, for messages.
+
+    Raises:
+        FileNotFoundError: There is no such image.
+        ValueError: The name is absolute or leads out of the folder.
+    """
+    path = below(folder, name, where)
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: there is no image {path}")
+    return path
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,11 +45,6 @@ class _Loader(yaml.SafeLoader):
             for key, value in node.value
         }
         node.value = list(last.values())
-
-
-def shown(value: object) -> str:
-    """A value as messages show it: its ``repr``, shortened, however large it is."""
-    return _SHORT.repr(value)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

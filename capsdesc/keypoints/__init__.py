@@ -1,13 +1,13 @@
 """Where to describe: keypoints in any form, and the detectors that find them."""
 
+from capsdesc.checks import check_inside
 from capsdesc.keypoints.detectors import DETECTORS, Detector, get_detector
-from capsdesc.keypoints.keypoints import Array, Keypoints, KeypointsLike, as_keypoints, as_points, check_inside
 from capsdesc.keypoints.sift import SIFTDetector
 from capsdesc.keypoints.superpoint import SuperPointDetector
+from capsdesc.types import Keypoints, KeypointsLike, as_keypoints, as_points
 
 __all__ = [
     "DETECTORS",
-    "Array",
     "Detector",
     "Keypoints",
     "KeypointsLike",

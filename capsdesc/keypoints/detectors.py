@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from capsdesc.keypoints.keypoints import Keypoints
 from capsdesc.keypoints.sift import SIFTDetector
 from capsdesc.keypoints.superpoint import SuperPointDetector
+from capsdesc.types import Keypoints
 
 
 class Detector(Protocol):

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from capsdesc.io.images import to_gray
-from capsdesc.keypoints.keypoints import Keypoints, check_mask, inside_mask
+from capsdesc.images import to_gray
+from capsdesc.keypoints.mask import check_mask, inside_mask
+from capsdesc.types import Keypoints
 
 # OpenCV enlarges the image twofold before it detects, which moves every keypoint this far right and down. Its option
 # enable_precise_upscale does not, but enlarges unevenly: the same points are found again less often (by a hundredth of

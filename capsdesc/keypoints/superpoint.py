@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from capsdesc.io.images import to_gray
-from capsdesc.keypoints.keypoints import Keypoints, check_mask, inside_mask
+from capsdesc.images import to_gray
+from capsdesc.keypoints.mask import check_mask, inside_mask
+from capsdesc.types import Keypoints
 
 MAGIC_LEAP = "magic-leap-community/superpoint"
 LICENCE = "Magic Leap's weights are for non-commercial research only"

@@ -2,7 +2,7 @@
 
 import sys
 
-from capsdesc.training.cli import main
+from capsdesc.commands.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

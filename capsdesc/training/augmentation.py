@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from capsdesc.training.checks import check_numbers
-
-Array = npt.NDArray[Any]
+from capsdesc.checks import check_numbers
+from capsdesc.types import Array
 
 MAX_JPEG_QUALITY = 69
 

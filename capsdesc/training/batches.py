@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
+from capsdesc.devices import fastest_dtype, training_format
 from capsdesc.models import DenseFeatures, ModelConfig, dense_features
-from capsdesc.models.precision import fastest_dtype, training_format
 from capsdesc.training.dataset import Batch, PairDataset, collate
 
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import types
-import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
 
 import yaml
 
-from capsdesc.io.text import parse_yaml, shown
+from capsdesc.checks import check_numbers
+from capsdesc.io.settings import build, plain
+from capsdesc.io.text import parse_yaml
 from capsdesc.models.config import ModelConfig
 from capsdesc.training.augmentation import AugmentationConfig
-from capsdesc.training.checks import check_numbers
 from capsdesc.training.dataset import DataConfig
 from capsdesc.training.losses import LossConfig
-
-T = TypeVar("T")
 
 SCHEDULES = ("one_cycle", "halving")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -139,7 +133,7 @@ class TrainingConfig:
 
     def to_yaml(self) -> str:
         """The config as YAML, every setting written out."""
-        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+        return yaml.safe_dump(plain(dataclasses.asdict(self)), sort_keys=False)
 
     @classmethod
     def from_yaml(cls, text: str) -> TrainingConfig:
@@ -153,50 +147,3 @@ class TrainingConfig:
 
 
 NAMED_CONFIGS = {"default": TrainingConfig, "compact": TrainingConfig.compact, "caps_paper": TrainingConfig.paper}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def build(kind: type[T], values: object, where: str = "") -> T:
-    """A (nested) config dataclass from plain mappings, strictly.
-
-    Raises:
-        ValueError: a key is unknown or a value has the wrong type; it is named as ``data.width``.
-    """
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where or 'the config'} is {shown(values)}; expected a mapping of settings")
-    hints = typing.get_type_hints(kind)
-    unknown = [f"{where}.{key}".lstrip(".") for key in values if key not in hints]
-    if unknown:
-        raise ValueError(f"unknown setting {', '.join(unknown)}; known are {', '.join(hints)}")
-    built = {key: _convert(hints[key], value, f"{where}.{key}".lstrip(".")) for key, value in values.items()}
-    try:
-        return kind(**built)
-    except ValueError as error:
-        raise ValueError(f"{where}.{error}" if where else str(error)) from error
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = [option for option in typing.get_args(hint) if option is not type(None)]
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple:
-        parts = typing.get_args(hint)
-        if not isinstance(value, (list, tuple)) or len(value) != len(parts):
-            raise ValueError(f"{where} is {shown(value)}; expected {len(parts)} numbers")
-        return tuple(_convert(part, item, where) for part, item in zip(parts, value, strict=True))
-    if hint is float and type(value) in (int, str):
-        # YAML 1.1 takes 1e-3, which has no decimal point, for a text.
-        with contextlib.suppress(ValueError, OverflowError):
-            value = float(value)
-    if type(value) is not hint:
-        hint_text = {float: "a number", int: "an integer", str: "a text", bool: "true or false"}[hint]
-        raise ValueError(f"{where} is {shown(value)}; expected {hint_text}")
-    return value

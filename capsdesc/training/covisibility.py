@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 
-from capsdesc.io.colmap import PosedImage
-
-Array = npt.NDArray[Any]
+from capsdesc.types import Array, PosedImage
 
 # Photographs that are compared with all others at once, which bounds the memory in large scenes.
 BLOCK = 256

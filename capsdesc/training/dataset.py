@@ -11,35 +11,24 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from capsdesc.checks import check_numbers, check_range
 from capsdesc.geometry import fundamental_from_pose, relative_pose
-from capsdesc.io.colmap import PosedImage
-from capsdesc.io.images import read_image
+from capsdesc.images import read_image
 from capsdesc.keypoints import SIFTDetector
 from capsdesc.training.augmentation import AugmentationConfig, augment
-from capsdesc.training.checks import check_numbers, check_range
 from capsdesc.training.covisibility import find_pairs
 from capsdesc.training.losses import Supervision
-from capsdesc.training.views import (
-    View,
-    VirtualCamera,
-    aim,
-    random_homography,
-    render_camera,
-    render_homography,
-)
+from capsdesc.training.views import View, VirtualCamera, aim, random_homography, render_camera, render_homography
+from capsdesc.types import Array, PosedImage
 
 logger = logging.getLogger(__name__)
-
-Array = npt.NDArray[Any]
 
 # How many depths along a query's ray are tried to see whether it can appear in the other view.
 RAY_SAMPLES = 24

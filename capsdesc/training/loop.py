@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from capsdesc.devices import training_format
 from capsdesc.models.config import ModelConfig
-from capsdesc.models.precision import training_format
 from capsdesc.training import distributed
 from capsdesc.training.averaging import MovingAverage
 from capsdesc.training.batches import load_batches, network_dtype, pair_features

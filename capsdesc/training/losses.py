@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capsdesc.correspondence import Correspondence, back_again, coarse_to_fine
+from capsdesc.checks import check_numbers
+from capsdesc.describe.search import Correspondence, back_again, coarse_to_fine
 from capsdesc.models.maps import DenseFeatures
 from capsdesc.models.network import inverse_temperatures
-from capsdesc.training.checks import check_numbers
 
 # The network's logit of being found again is SHARPNESS times the calibrated one, less CAUTION: descriptors that square
 # the odds, and doubt every point a little, keep more unreliable points from matching.

@@ -10,20 +10,18 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from capsdesc.correspondence import coarse_to_fine
-from capsdesc.io.images import UInt8Array
+from capsdesc.describe.search import coarse_to_fine
 from capsdesc.models import inverse_temperatures
 from capsdesc.training.batches import network_dtype, pair_features
 from capsdesc.training.config import TrainingConfig
 from capsdesc.training.dataset import PairDataset, collate
 from capsdesc.training.losses import homogeneous
 from capsdesc.training.validation import Validation
+from capsdesc.types import Array, UInt8Array
 
-Array = npt.NDArray[Any]
 Color = tuple[int, int, int]
 
 FOLDER = "tensorboard"

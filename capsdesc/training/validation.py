@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from capsdesc.correspondence import coarse_to_fine
+from capsdesc.describe.search import coarse_to_fine
 from capsdesc.keypoints import SIFTDetector
 from capsdesc.matching import match
 from capsdesc.models import DenseFeatures, inverse_temperatures

@@ -8,15 +8,11 @@ are exact by construction; nothing has to be "carried along".
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from capsdesc.io.colmap import PosedImage
-
-Array = npt.NDArray[Any]
+from capsdesc.types import Array, PosedImage
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from capsdesc.checks import shown
 from capsdesc.io.files import atomic_path
-from capsdesc.io.text import shown
 from capsdesc.models import ModelConfig, build_network
 
 CONFIG_FILE = "config.json"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.utils import HfHubHTTPError  # type: ignore[attr-defined]
 
@@ -27,12 +24,6 @@ _BROKEN_CONNECTION: tuple[type[Exception], ...] = (
     json.JSONDecodeError,
     *HfHubHTTPError.__bases__,
 )
-
-DESCRIPTION = f"""\
-Upload a model to the Hugging Face hub, in one commit: {", ".join(REQUIRED_FILES)}, and {" and ".join(TRAINING_FILES)}
-where they are. The model is loaded first, as strictly as any: what cannot be loaded is not published. The token is the
-one of `hf auth login` or of the environment variable HF_TOKEN. Prints org/name@commit, which CAPSExtractor takes.
-"""
 
 
 def publish(
@@ -106,44 +97,3 @@ def publish(
             f"cannot publish {repository}: {api.endpoint} cannot be reached, or does not answer as a hub does: {error}"
         ) from error
     return f"{repository}@{commit.oid}"
-
-
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Register ``publish`` among the subcommands of ``capsdesc``; its ``run`` takes the parsed arguments.
-
-    Args:
-        subparsers: what :meth:`argparse.ArgumentParser.add_subparsers` returned.
-    """
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "publish", help="upload a model to the Hugging Face hub", description=DESCRIPTION
-    )
-    parser.add_argument("folder", type=Path, help="with the model and its card, such as capsdesc-train writes")
-    parser.add_argument("repository", metavar="org/name", help="on the hub; made if it does not exist")
-    parser.add_argument("--private", action="store_true", help="make the repository private")
-    parser.add_argument("--revision", metavar="BRANCH", help="made if it does not exist (default: main)")
-    parser.add_argument("--message", metavar="M", help="of the commit")
-    parser.set_defaults(run=run)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Run ``capsdesc publish``.
-
-    Args:
-        arguments: as the parser of :func:`add_parser` gives them.
-
-    Returns:
-        The exit code: 0, or 1 with a message on standard error when nothing was published.
-    """
-    try:
-        published = publish(
-            arguments.folder,
-            arguments.repository,
-            private=arguments.private,
-            revision=arguments.revision,
-            message=arguments.message,
-        )
-    except (OSError, ValueError) as error:
-        print(f"capsdesc publish: {error}", file=sys.stderr)
-        return 1
-    print(published)
-    return 0

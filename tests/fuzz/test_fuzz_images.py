@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from capsdesc.io.images import find_images, image_size, read_image, to_gray, to_rgb, to_tensor
+from capsdesc.images import find_images, image_size, read_image, to_gray, to_rgb, to_tensor
 
 Pixels = npt.NDArray[np.uint8]
 

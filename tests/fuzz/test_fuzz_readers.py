@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from capsdesc.evaluation.datasets import HomographyPair, PosePair, View, read_benchmark
 from capsdesc.evaluation.features import FeatureStore
 from capsdesc.evaluation.methods import get_methods
-from capsdesc.io.colmap import PosedImage, read_model
+from capsdesc.io.colmap import read_model
 from capsdesc.training.dataset import DataConfig, Scene
 from capsdesc.training.sources import CapsSource, ColmapSource, NerfSource, PairsSource, TumSource
+from capsdesc.types import PosedImage
 
 DATA = DataConfig(min_covisibility=0.0, min_rotation=0.0)
 IDENTITY = "1 0 0 0 1 0 0 0 1"

@@ -1,0 +1,217 @@
+"""The command ``capsdesc bench``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capsdesc.bench.timing import Contest, Settings, Table
+from capsdesc.commands.options import positive
+
+if TYPE_CHECKING:
+    from capsdesc.bench.timing import Contest, Settings, Table
+
+DESCRIPTION = """\
+Measure time and memory on this machine, each beside a peer in the same run:
+
+  describe  the networks alone, describing given keypoints, detecting and describing
+  match     mutual nearest neighbours
+  train     optimizer steps
+
+Contestants take turns, in rounds that go there and back, after a warm-up. Tables give the median, the quartiles, the
+time over that of the table's first row (above 1 is slower), and the peak memory of loading and of one call, measured
+in a process of its own.
+"""
+SECTIONS = ("describe", "match", "train")
+METHODS = "caps,caps-paper,rootsift,xfeat,disk,aliked"
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Register ``bench`` among the subcommands of ``capsdesc``; its ``run`` takes the parsed arguments.
+
+    Args:
+        subparsers: what :meth:`argparse.ArgumentParser.add_subparsers` returned.
+    """
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "bench",
+        help="measure time and memory beside peers",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sections", nargs="*", type=_section, metavar="SECTION", help="(default: all three)")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder for results.json and results.md")
+    parser.add_argument("--device", help="where networks run (default: cuda if there is one)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of torch and OpenCV (default: torch's)")
+    parser.add_argument("--repeats", type=positive, default=10, metavar="N", help="timed calls (default: %(default)s)")
+    parser.add_argument("--warmup", type=_natural, default=2, metavar="N", help="calls before (default: %(default)s)")
+    parser.add_argument(
+        "--max-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="slow contestants get fewer calls: none after this long in a table (default: %(default)g)",
+    )
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
+
+    describe = parser.add_argument_group("describe")
+    describe.add_argument("--methods", default=METHODS, help="by commas (default: %(default)s)")
+    describe.add_argument("--weights", help="of caps: a bundled name, file, folder or hub name (default: bundled)")
+    describe.add_argument("--image", type=Path, metavar="PATH", help="resized to each edge (default: synthetic, 4:3)")
+    describe.add_argument(
+        "--edges", type=_positives, default="640,1024", metavar="PX,...", help="longer edges (default: %(default)s)"
+    )
+    describe.add_argument("--max-keypoints", type=positive, default=2048, metavar="N", help="(default: %(default)s)")
+
+    match = parser.add_argument_group("match")
+    match.add_argument(
+        "--sizes", type=_positives, default="2000,10000,50000", metavar="N,...", help="(default: %(default)s)"
+    )
+    match.add_argument(
+        "--max-memory",
+        type=float,
+        default=4.0,
+        metavar="GIB",
+        help="leave out who holds a larger matrix of distances (default: %(default)g)",
+    )
+    match.add_argument("--all", action="store_true", help="time OpenCV's matcher where it takes minutes too")
+
+    train = parser.add_argument_group("train")
+    train.add_argument("--pairs", type=positive, default=4, metavar="N", help="per batch (default: %(default)s)")
+    train.add_argument(
+        "--train-size", type=positive, nargs=2, default=(352, 256), metavar=("W", "H"), help="(default: 352 256)"
+    )
+    train.add_argument("--queries", type=positive, default=300, metavar="N", help="per pair (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run ``capsdesc bench``.
+
+    Args:
+        arguments: as the parser of :func:`add_parser` gives them.
+
+    Returns:
+        The exit code: 0, or 1 with a message on standard error when weights, the image or a setting are wrong.
+    """
+    # Here and not above: the other commands need none of this, and start sooner without.
+    import torch
+
+    from capsdesc.bench import timing
+    from capsdesc.bench.contests import PEER_MODULES
+    from capsdesc.evaluation.report import environment
+
+    try:
+        settings = timing.Settings(
+            device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            threads=arguments.threads or torch.get_num_threads(),
+            repeats=arguments.repeats,
+            warmup=arguments.warmup,
+            max_seconds=arguments.max_seconds,
+            memory=not arguments.no_memory,
+            preload=PEER_MODULES,
+        )
+        machine = environment()
+        heading = _heading(machine, settings)
+        print(heading, flush=True)
+        tables = []
+        for contest in _contests(arguments, settings.device):
+            tables.append(timing.hold(contest, settings))
+            print(tables[-1].markdown(), flush=True)
+            if arguments.output is not None:
+                # After each table: a run that is killed keeps what it has.
+                _write(arguments, machine, heading, settings, tables)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"capsdesc bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _contests(arguments: argparse.Namespace, device: str) -> Iterator[Contest]:
+    import tempfile
+
+    from capsdesc.bench import contests
+    from capsdesc.evaluation.methods import METHODS as EVAL_METHODS
+
+    sections, seed = arguments.sections or SECTIONS, arguments.seed
+    methods = arguments.methods.split(",")
+    known = ("caps-paper", *EVAL_METHODS)
+    for name in methods:
+        if name not in known:
+            raise ValueError(f"no method is called {name!r}; there are {', '.join(known)}")
+    if "describe" in sections:
+        images = [contests.image_of_edge(arguments.image, edge, seed) for edge in arguments.edges]
+        with tempfile.TemporaryDirectory() as folder:
+            if "caps-paper" in methods:
+                contests.save_paper_network(Path(folder), seed)
+            yield from contests.describe_contests(
+                methods,
+                images,
+                weights=arguments.weights,
+                paper_weights=folder,
+                max_keypoints=arguments.max_keypoints,
+                device=device,
+            )
+    if "match" in sections:
+        yield from contests.match_contests(
+            arguments.sizes,
+            max_bytes=int(arguments.max_memory * 2**30),
+            all_contestants=arguments.all,
+            seed=seed,
+            device=device,
+        )
+    if "train" in sections:
+        width, height = arguments.train_size
+        yield from contests.train_contests(
+            pairs=arguments.pairs, width=width, height=height, queries=arguments.queries, seed=seed, device=device
+        )
+
+
+def _heading(machine: dict[str, Any], settings: Settings) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
+    return (
+        "# capsdesc bench\n\n"
+        f"- {machine['processor']}, {machine['cpus']} cores, {machine['gpu'] or 'no GPU'}; {machine['platform']}\n"
+        f"- device {settings.device}, {settings.threads} threads; {settings.repeats} calls each after "
+        f"{settings.warmup}, fewer for who has taken {settings.max_seconds:g} s\n"
+        f"- Python {machine['python']}, {versions}\n"
+    )
+
+
+def _write(
+    arguments: argparse.Namespace, machine: dict[str, Any], heading: str, settings: Settings, tables: list[Table]
+) -> None:
+    from capsdesc.evaluation.report import write_text
+
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
+    content = {
+        "command": sys.argv,
+        "environment": machine,
+        "settings": {name: value for name, value in options.items() if name != "run"} | dataclasses.asdict(settings),
+        "tables": [table.to_dict() for table in tables],
+    }
+    write_text(arguments.output / "results.json", json.dumps(content, indent=1) + "\n")
+    write_text(arguments.output / "results.md", "\n".join([heading, *(table.markdown() for table in tables)]))
+
+
+def _section(text: str) -> str:
+    # Not as choices: before Python 3.12, no section at all would not be one of them.
+    if text not in SECTIONS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(SECTIONS)}")
+    return text
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def _positives(text: str) -> list[int]:
+    return [positive(part) for part in text.split(",")]

@@ -1,0 +1,75 @@
+"""The command ``capsdesc extract``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, get_args
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from capsdesc.commands.options import add_detector_option, add_network_options, add_orientation_option, extractor_of
+from capsdesc.pipelines.extract import Engine, extract_images, name_images
+from capsdesc.pipelines.stores import HLOC_SUFFIXES, FeatureSink, HlocFile, NpzFolder
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Register ``extract`` among the subcommands of ``capsdesc``; its ``run`` takes the parsed arguments."""
+    parser = commands.add_parser(
+        "extract",
+        help="keypoints and descriptors of images, for numpy or for hloc",
+        description="Detect and describe keypoints. Images whose features are in the output are passed over, so a run "
+        "that was stopped is continued by the same command. An image that cannot be read is reported and left out; "
+        "the others are described, and the exit code is 1.",
+    )
+    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders that are searched for them")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="folder for a .npz file an image; or, if it ends in .h5, a features file of hloc",
+    )
+    parser.add_argument("--max-keypoints", type=int, default=2048, metavar="N", help="per image (%(default)s)")
+    add_detector_option(parser)
+    add_orientation_option(parser)
+    parser.add_argument(
+        "--derivatives", action="store_true", help="keep the descriptors' derivatives, for max_shift in matching"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="describe images again that are in the output")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="images at work at a time (default: one a CPU, up to 8)"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=get_args(Engine),
+        default="local",
+        help="ray: on the Ray cluster of RAY_ADDRESS, or one started here (%(default)s)",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="of Ray (default: one a GPU or, without, a CPU)")
+    add_network_options(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    images = name_images(options.images)
+    sink: FeatureSink
+    sink = HlocFile(options.output) if options.output.suffix in HLOC_SUFFIXES else NpzFolder(options.output)
+    with logging_redirect_tqdm():
+        done = extract_images(
+            extractor_of(options, options.detector),
+            images,
+            sink,
+            max_keypoints=options.max_keypoints,
+            orientation=options.orientation,
+            derivatives=options.derivatives,
+            overwrite=options.overwrite,
+            threads=options.threads,
+            engine=options.engine,
+            workers=options.workers,
+            progress=True,
+        )
+    there = f", {len(done.kept)} were there already" if done.kept else ""
+    broken = f", {len(done.broken)} left out" if done.broken else ""
+    print(f"described {len(done.described)} of {len(images)} images in {options.output}{there}{broken}")
+    return 1 if done.broken else 0

@@ -1,0 +1,39 @@
+"""The command ``capsdesc match-features``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from capsdesc.commands.options import add_max_shift_option
+from capsdesc.io.pairs import read_pairs
+from capsdesc.pipelines.match import match_pairs
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Register ``match-features`` among the subcommands of ``capsdesc``; its ``run`` takes the parsed arguments."""
+    parser = commands.add_parser(
+        "match-features",
+        help="match listed pairs of images in a features file of hloc",
+        description="Match pairs of images whose features `capsdesc extract -o FEATURES.h5` wrote, or hloc. "
+        "A pair listed in both orders is matched once.",
+    )
+    parser.add_argument("features", type=Path, metavar="FEATURES.h5")
+    parser.add_argument("pairs", type=Path, metavar="PAIRS.txt", help="two names of images on each line")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="MATCHES.h5")
+    parser.add_argument("--ratio", type=float, help="ratio test on the matches (default: none)")
+    add_max_shift_option(parser, needs="; needs features of `capsdesc extract --derivatives`")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.output.exists() and not options.overwrite:
+        raise FileExistsError(f"{options.output} exists; name another output, or replace it with --overwrite")
+    pairs = read_pairs(options.pairs)
+    count = match_pairs(
+        options.features, pairs, options.output, ratio=options.ratio, max_shift=options.max_shift, progress=True
+    )
+    print(f"wrote {options.output}: {count} pairs")
+    return 0

@@ -1,0 +1,418 @@
+"""Images and keypoints to descriptors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, overload
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from capsdesc.checks import check_inside
+from capsdesc.describe.orientation import TURNS, ZOOMS, Orientation, View, check_orientation, turned_views
+from capsdesc.describe.search import coarse_to_fine
+from capsdesc.devices import describing_dtype, usable_device
+from capsdesc.images import ImageLike, image_size, to_rgb, to_tensor
+from capsdesc.keypoints import Detector, get_detector
+from capsdesc.models import (
+    DenseFeatures,
+    ModelConfig,
+    Tile,
+    dense_features,
+    fold_batch_norm,
+    inverse_temperatures,
+    tiles,
+)
+from capsdesc.models.maps import without_reliability
+from capsdesc.models.network import FINE_STRIDE
+from capsdesc.types import ArrayOrTensor, Features, Keypoints, KeypointsLike, Located, as_keypoints, as_points
+from capsdesc.weights import Weights, resolve
+
+# Locating n points holds n times the fine map's cells of probabilities; so many floats (64 MB) at a time.
+_LOCATE_FLOATS = 2**24
+
+
+class CAPSExtractor:
+    """Describes points of images.
+
+    Args:
+        weights: None for the bundled default, which needs no network; else the name of a bundled model, a local file or
+            folder, or ``"org/name[@revision]"`` on the Hugging Face hub.
+        detector: finds keypoints for :meth:`detect` and :meth:`extract`: ``"sift"``, ``"superpoint"`` (see
+            :class:`capsdesc.keypoints.SuperPointDetector`, also for its weights' licence), or an object with a
+            ``detect`` method, see :class:`capsdesc.keypoints.Detector`. Not needed to describe points of one's own.
+        device: where the network runs, for example ``"cuda"``. None: a CUDA GPU if there is one, else the CPU.
+        dtype: what the network computes in: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``. None:
+            bfloat16 on CPUs that have AMX, float32 elsewhere. Descriptors are always float32.
+        max_size: images with a longer edge are shrunk to this many pixels for the network. Coordinates always refer to
+            the image as given.
+        reliability: whether descriptors say, by their last coordinate, how likely a point is to be found again, where
+            the model has that; see :meth:`capsdesc.models.DenseFeatures.describe`. It keeps points without a partner
+            from matching. Without it descriptors are shorter by one and only tell what a point looks like.
+
+    Raises:
+        FileNotFoundError, ValueError, ConnectionError: the weights cannot be had; see :func:`capsdesc.weights.resolve`.
+        TypeError, ValueError: another argument is refused; it is named.
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        detector: str | Detector = "sift",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        max_size: int | None = None,
+        reliability: bool = True,
+    ) -> None:
+        self._set_up(resolve(weights), detector, device, dtype, max_size, reliability)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        weights: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: bool | str | None = None,
+        detector: str | Detector = "sift",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        max_size: int | None = None,
+        reliability: bool = True,
+    ) -> CAPSExtractor:
+        """An extractor with weights from the Hugging Face hub, with the hub's own options.
+
+        Args:
+            weights: as for the class.
+            revision: branch, tag or commit; :attr:`source` names the commit it resolved to.
+            cache_dir: where downloads are kept.
+            local_files_only: never touch the network.
+            token: for private repositories.
+            detector: as for the class, likewise the following.
+            device: where the network runs.
+            dtype: what the network computes in.
+            max_size: longest edge the network sees.
+            reliability: whether descriptors say how likely a point is to be found again.
+        """
+        extractor = cls.__new__(cls)
+        resolved = resolve(
+            weights, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
+        extractor._set_up(resolved, detector, device, dtype, max_size, reliability)
+        return extractor
+
+    def _set_up(
+        self,
+        weights: Weights,
+        detector: str | Detector,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        max_size: int | None,
+        reliability: bool,
+    ) -> None:
+        if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"dtype is {dtype}; expected torch.float32, torch.bfloat16 or torch.float16")
+        if max_size is not None and not _is_count(max_size, least=1):
+            raise ValueError(f"max_size is {max_size!r}; expected a positive number of pixels, or None")
+        self.config: ModelConfig = weights.config
+        self.source: str = weights.source
+        self.device = usable_device(device)
+        self.detector = get_detector(detector, self.device)
+        self.dtype = dtype or describing_dtype(self.device)
+        self.max_size = max_size
+        self.reliability = bool(reliability) and weights.config.reliability
+        network = weights.build()
+        self._inverse_temperatures = tuple(float(value.detach()) for value in inverse_temperatures(network))
+        # Only where cells lie at fixed pixels and upsampling keeps them there is a part of an image like the whole.
+        self._reach = getattr(network, "reach", None) if weights.config.sampling == "stride" else None
+        self._network = fold_batch_norm(network).to(  # type: ignore[call-overload]
+            device=self.device, memory_format=torch.channels_last
+        )
+
+    def __repr__(self) -> str:
+        return f"CAPSExtractor({self.source!r}, device={str(self.device)!r}, dtype={self.dtype})"
+
+    @property
+    def descriptor_dim(self) -> int:
+        """D, the length of a descriptor."""
+        return self.config.descriptor_dim - (self.config.reliability and not self.reliability)
+
+    @overload
+    def describe(
+        self, image: ImageLike, keypoints: KeypointsLike, *, orientation: Orientation = "upright"
+    ) -> ArrayOrTensor: ...
+    @overload
+    def describe(
+        self,
+        image: Sequence[ImageLike],
+        keypoints: Sequence[KeypointsLike],
+        *,
+        orientation: Orientation = "upright",
+    ) -> list[ArrayOrTensor]: ...
+    def describe(self, image: Any, keypoints: Any, *, orientation: Orientation = "upright") -> Any:
+        """Descriptors at the user's own points (section 3.3).
+
+        They are upright: images may be turned against each other by some 20 degrees and differ in scale by a factor of
+        some 1.5. With ``orientation="any"`` the image is described under 9 turns and 3 zooms, and
+        :func:`capsdesc.match` finds the ones under which two images agree. This takes some 15 times as long.
+
+        Args:
+            image: a path, an (H, W, 3) RGB or (H, W) grey uint8 array, a PIL image, or a (3, H, W) float tensor in
+                0..1; or a list of images.
+            keypoints: (N, 2) x, y in pixels in numpy or torch, a list of ``cv2.KeyPoint``, or
+                :class:`~capsdesc.keypoints.Keypoints`; for a list of images a list of these.
+            orientation: ``"upright"``, or ``"any"`` for images that may be turned or zoomed at will. One of two images
+                may stay upright if it does not show things larger than the other.
+
+        Returns:
+            (N, D) float32, or (9, 3, N, D) for any orientation, the first of them the upright ones; in torch on the
+            keypoints' device where they are a tensor, in numpy otherwise. For a list of images a list, each the same as
+            from a call of its own.
+
+        Raises:
+            FileNotFoundError: a path with nothing at it.
+            TypeError: an argument is none of these forms.
+            ValueError: an image is empty or cannot be decoded, a shape is wrong, a coordinate is not finite or outside
+                the image, or the lists differ in length.
+        """
+        check_orientation(orientation)
+        if not isinstance(image, (list, tuple)):
+            return self._describe_one(image, keypoints, orientation)[0]
+        if not isinstance(keypoints, (list, tuple)) or len(keypoints) != len(image):
+            came = f"{len(keypoints)}" if isinstance(keypoints, (list, tuple)) else f"a {type(keypoints).__name__}"
+            raise ValueError(f"for a list of {len(image)} images keypoints must be a list as long, got {came}")
+        return [
+            self._describe_one(one, points, orientation, at=f"[{index}]")[0]
+            for index, (one, points) in enumerate(zip(image, keypoints, strict=True))
+        ]
+
+    def _describe_one(
+        self,
+        image: ImageLike,
+        keypoints: KeypointsLike,
+        orientation: Orientation,
+        derivatives: bool = False,
+        *,
+        at: str = "",
+    ) -> tuple[ArrayOrTensor, ArrayOrTensor | None]:
+        """Descriptors at points of one image, and their derivatives if they are asked for.
+
+        ``at`` is where both stand in the lists they come from, for error messages.
+        """
+        points = as_points(keypoints, f"keypoints{at}")
+        views = () if orientation == "upright" else (len(TURNS), len(ZOOMS))
+        if len(points) == 0:
+            image_size(image, name=f"image{at}")  # a wrong image is an error all the same
+            empty = torch.zeros(*views, 0, 2, self.config.descriptor_dim - self.config.reliability)
+            none = torch.zeros(*views, 0, self.descriptor_dim)
+            return _like(none, points), _like(empty, points) if derivatives else None
+        pixels = to_tensor(image, self.device, name=f"image{at}")
+        check_inside(points, pixels.shape[2], pixels.shape[1], f"keypoints{at}")
+        pixels, resize = self._resized(pixels)
+        # A pixel centre p is (p + 0.5) * r - 0.5 in the resized image; written so that r = 1 changes no digit.
+        queries = torch.as_tensor(points, device=self.device)
+        factors = queries.new_tensor(resize)
+        queries = queries * factors + (0.5 * factors - 0.5)
+
+        if orientation == "upright":
+            descriptors, changes = self._describe_view(View.of(pixels, queries), derivatives)
+        else:
+            seen = (self._describe_view(view, derivatives) for view in turned_views(pixels, queries))
+            descriptors, changes = (_by_turn_and_zoom(parts) for parts in zip(*seen, strict=True))
+        return _like(descriptors, points), None if changes is None else _like(changes * factors[:, None], points)
+
+    def detect(
+        self, image: ImageLike, max_keypoints: int = 2048, mask: npt.NDArray[Any] | Tensor | None = None
+    ) -> Keypoints:
+        """Keypoints from the configured detector, strongest first.
+
+        Args:
+            image: as for :meth:`describe`.
+            max_keypoints: at most so many.
+            mask: (H, W) bool or uint8, non-zero where keypoints may lie.
+
+        Returns:
+            At most ``max_keypoints`` keypoints, in numpy.
+        """
+        if not _is_count(max_keypoints, least=0):
+            raise ValueError(f"max_keypoints is {max_keypoints!r}; expected a number, at least 0")
+        mask = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
+        found = self.detector.detect(to_rgb(image), int(max_keypoints), mask)
+        if not isinstance(found, Keypoints):
+            raise TypeError(f"the detector must return capsdesc.Keypoints, got {type(found).__name__}")
+        return found
+
+    def extract(
+        self,
+        image: ImageLike,
+        max_keypoints: int = 2048,
+        mask: npt.NDArray[Any] | Tensor | None = None,
+        *,
+        orientation: Orientation = "upright",
+        derivatives: bool = False,
+        keypoints: KeypointsLike | None = None,
+    ) -> Features:
+        """Detect keypoints and describe them, or describe given ones.
+
+        Args:
+            image: as for :meth:`describe`.
+            max_keypoints: at most so many.
+            mask: (H, W) bool or uint8, non-zero where keypoints may lie.
+            orientation: as for :meth:`describe`.
+            derivatives: whether to take the descriptors' derivatives too, three times as many numbers in all, so that
+                :func:`capsdesc.match` can check matches with ``max_shift``.
+            keypoints: any form of keypoints that :meth:`describe` takes, to describe in place of detected ones.
+
+        Returns:
+            Features in torch on the image's device where it is a tensor, in numpy otherwise.
+        """
+        check_orientation(orientation)
+        if isinstance(image, (str, os.PathLike)):
+            image = to_rgb(image)  # decode once
+        found = self.detect(image, max_keypoints, mask) if keypoints is None else as_keypoints(keypoints)
+        like = image if isinstance(image, Tensor) else np.empty(0)
+        points = torch.as_tensor(found.points)
+        descriptors, changes = self._describe_one(image, points, orientation, derivatives)
+
+        def field(values: ArrayOrTensor | None) -> ArrayOrTensor | None:
+            return None if values is None else _like(torch.as_tensor(values), like)
+
+        return Features(
+            keypoints=_like(points, like),
+            descriptors=_like(torch.as_tensor(descriptors), like),
+            scores=field(found.scores),
+            scales=field(found.scales),
+            angles=field(found.angles),
+            image_size=image_size(image),
+            derivatives=field(changes),
+        )
+
+    def dense(self, image: ImageLike) -> DenseFeatures:
+        """The coarse and the fine descriptor map of an image, with the transform from its pixels to their cells.
+
+        Args:
+            image: as for :meth:`describe`.
+
+        Returns:
+            Maps of (1, C, h, w) float32 on the extractor's device; ``dense.describe(points[None])`` reads the
+            descriptors of an (N, 2) tensor of points on that device.
+        """
+        return self._dense(to_tensor(image, self.device))
+
+    def locate(self, points: KeypointsLike, image0: ImageLike, image1: ImageLike) -> Located:
+        """Where points of one image are in another, by the coarse-to-fine search (sections 3.2 and 3.3).
+
+        Needs no keypoints in the second image. Every point gets an answer; the standard deviation ranks them.
+
+        Args:
+            points: in ``image0``; any form of keypoints that :meth:`describe` takes.
+            image0: any form of image that :meth:`describe` takes.
+            image1: likewise.
+
+        Returns:
+            N locations in ``image1`` and their standard deviations in pixels; torch for torch points.
+        """
+        queries = as_points(points, "points")
+        if len(queries) == 0:
+            image_size(image0, name="image0")
+            image_size(image1, name="image1")
+            return Located(_like(torch.zeros(0, 2), queries), _like(torch.zeros(0), queries))
+        pixels0, pixels1 = (
+            to_tensor(image, self.device, name=name) for image, name in ((image0, "image0"), (image1, "image1"))
+        )
+        check_inside(queries, pixels0.shape[2], pixels0.shape[1], "points")
+        dense0, dense1 = self._dense(pixels0), self._dense(pixels1)
+        chunk = max(1, _LOCATE_FLOATS // (dense1.fine.values.shape[-1] * dense1.fine.values.shape[-2]))
+        found, stds = [], []
+        coarse_factor, fine_factor = self._inverse_temperatures
+        with torch.no_grad():
+            for part in torch.split(torch.as_tensor(queries, device=self.device), chunk):
+                _, fine = coarse_to_fine(part[None], dense0, dense1, (coarse_factor, fine_factor))
+                found.append(fine.expected[0])
+                stds.append(fine.std[0].square().mean(-1).sqrt())
+        return Located(_like(torch.cat(found), queries), _like(torch.cat(stds), queries))
+
+    def _describe_view(self, view: View, derivatives: bool) -> tuple[Tensor, Tensor | None]:
+        """(N, D) descriptors at a view's points and, if asked for, their (N, 2, C) derivatives by its pixels."""
+        points = _with_neighbours(view.points, view.size).flatten(0, 1) if derivatives else view.points
+        whole = Tile((0, 0), view.size, torch.arange(len(points), device=points.device))
+        descriptors = points.new_empty(len(points), self.descriptor_dim)
+        for tile in [whole] if self._reach is None else tiles(points, view.size, self._reach):
+            inside = (points[tile.members] - points.new_tensor(tile.origin))[None]
+            descriptors[tile.members] = self._features(view.crop(tile), inside).describe(inside)[0]
+        if not derivatives:
+            return descriptors, None
+        descriptors, points = descriptors.view(5, -1, self.descriptor_dim), points.view(5, -1, 2)
+        appearance = without_reliability(descriptors) if self.reliability else descriptors
+        # In an image of one pixel's width nothing changes along x.
+        along_x, along_y = (
+            (appearance[ahead] - appearance[behind]) / (points[ahead] - points[behind])[:, axis, None].clamp(min=1)
+            for axis, (ahead, behind) in enumerate(((1, 2), (3, 4)))
+        )
+        return descriptors[0], torch.stack([along_x, along_y], dim=1)
+
+    def _dense(self, image: Tensor) -> DenseFeatures:
+        """Maps of a (3, H, W) image on the device, in the coordinates of the image as given."""
+        resized, resize = self._resized(image)
+        return self._features(resized).seen_at(resize, (image.shape[2], image.shape[1]))
+
+    def _resized(self, image: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        """The image as large as the network is to see it, and the factors along x and y that make it so."""
+        height, width = image.shape[1:]
+        longest = max(width, height)
+        if self.max_size is None or longest <= self.max_size:
+            return image, (1.0, 1.0)
+        factor = self.max_size / longest
+        smaller = (max(1, round(width * factor)), max(1, round(height * factor)))
+        return _shrink(image, smaller).to(self.device), (smaller[0] / width, smaller[1] / height)
+
+    def _features(self, image: Tensor, points: Tensor | None = None) -> DenseFeatures:
+        """Maps of a (3, H, W) image on the device; as far as (1, N, 2) points need them, if these are given."""
+        images = image[None].contiguous(memory_format=torch.channels_last)
+        # Single cells have been seen to save time on CPUs only.
+        points = points if self.device.type == "cpu" else None
+        with (
+            torch.no_grad(),
+            torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
+        ):
+            dense = dense_features(self._network, self.config, images, points)
+        return dense if self.reliability else dense.without_reliability()
+
+
+def _by_turn_and_zoom(views: Sequence[Any]) -> Any:
+    """Tensors of all views, in the order they are made in, as one of (turns, zooms, ...); None if there are none."""
+    if views[0] is None:
+        return None
+    return torch.stack(list(views)).view(len(ZOOMS), len(TURNS), *views[0].shape).transpose(0, 1).contiguous()
+
+
+def _with_neighbours(points: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, 2) points of an image of that size, and those a fine cell right, left, below and above: (5, N, 2).
+
+    Neighbours beyond the centres of the outermost pixels are those centres.
+    """
+    steps = FINE_STRIDE * points.new_tensor([[1, 0], [-1, 0], [0, 1], [0, -1]])
+    neighbours = (points + steps[:, None]).clamp(min=0).minimum(points.new_tensor(size) - 1)
+    return torch.cat([points[None], neighbours])
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= least
+
+
+def _shrink(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """A (3, H, W) image shrunk to width and height by averaging areas."""
+    pixels = cv2.resize(image.permute(1, 2, 0).cpu().numpy(), size, interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _like(values: Tensor, reference: object) -> ArrayOrTensor:
+    """The values in torch on the reference's device if that is a tensor, else in numpy."""
+    values = values.detach()
+    return values.to(reference.device) if isinstance(reference, Tensor) else values.cpu().numpy()

@@ -1,0 +1,61 @@
+"""Features in ``.npz`` archives."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from capsdesc.io.hloc import DERIVATIVES_DTYPE
+from capsdesc.types import Features
+
+
+def save_features(file: str | os.PathLike[str] | IO[bytes], features: Features, *, settings: str) -> None:
+    """Write features as an ``.npz`` archive with an array for each field of :class:`Features` that is not ``None``.
+
+    Derivatives are kept in half precision.
+
+    Args:
+        file: path that ends in ``.npz``, or a file open for writing.
+        features: in numpy.
+        settings: text that is kept beside them as ``settings``: what they were made with.
+    """
+    fields = {name: np.asarray(value) for name, value in vars(features).items() if value is not None}
+    if features.derivatives is not None:
+        fields["derivatives"] = fields["derivatives"].astype(DERIVATIVES_DTYPE)
+    np.savez(file, settings=np.asarray(settings), **fields)  # type: ignore[arg-type]
+
+
+def load_features(file: str | os.PathLike[str] | IO[bytes]) -> Features:
+    """Read features that :func:`save_features` wrote.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no such archive.
+    """
+    try:
+        with np.load(file) as stored:
+            fields = {field.name: stored.get(field.name) for field in dataclasses.fields(Features)}
+    # Not an archive of arrays but one array has no context.
+    except (zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
+        raise ValueError(f"{file} holds no features: {error}") from error
+    missing = [name for name in ("keypoints", "descriptors", "image_size") if fields[name] is None]
+    if missing:
+        raise ValueError(f"{file} holds no features: it has no {' and no '.join(missing)}")
+    width, height = fields["image_size"].tolist()
+    if fields["derivatives"] is not None:
+        fields["derivatives"] = fields["derivatives"].astype(np.float32)
+    return Features(**{**fields, "image_size": (width, height)})
+
+
+def settings_in(path: Path) -> str | None:
+    """The settings that :func:`save_features` kept in an archive; ``None`` where there are none."""
+    try:
+        with np.load(path) as stored:
+            return str(stored["settings"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,181 @@
+"""Features of many images, computed once and kept in files.
+
+Threads decode images, find keypoints and, on the CPU, describe them, several images side by side. A run that was
+stopped goes on where it was when it is started again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tqdm import tqdm
+
+from capsdesc.describe.extractor import CAPSExtractor
+from capsdesc.describe.orientation import Orientation, check_orientation
+from capsdesc.images import find_images
+from capsdesc.io.settings import refuse_other_settings
+from capsdesc.io.text import below
+from capsdesc.pipelines.engine import MAX_THREADS, How, describe_images
+from capsdesc.pipelines.ray import describe_with_ray
+from capsdesc.pipelines.stores import FeatureSink
+from capsdesc.weights.fingerprint import fingerprint
+
+logger = logging.getLogger(__name__)
+
+Engine = Literal["local", "ray"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """What became of the images, by name.
+
+    Attributes:
+        described: images whose features were written.
+        kept: images whose features were there already.
+        broken: images that were left out, with what is wrong with them.
+    """
+
+    described: tuple[str, ...]
+    kept: tuple[str, ...]
+    broken: Mapping[str, str]
+
+
+def extract_images(
+    extractor: CAPSExtractor,
+    images: Mapping[str, str | os.PathLike[str]],
+    sink: FeatureSink,
+    *,
+    max_keypoints: int = 2048,
+    orientation: Orientation = "upright",
+    derivatives: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    engine: Engine = "local",
+    workers: int | None = None,
+    progress: bool = False,
+) -> Extraction:
+    """Detect and describe keypoints of many images, as :meth:`CAPSExtractor.extract` does for one.
+
+    Images whose features are in the sink are passed over. An image that cannot be read is logged as a warning and left
+    out; there is no end to the work before all images are through, but for errors in writing.
+
+    With ``engine="ray"`` the images are described by actors on a Ray cluster: the one that the environment variable
+    ``RAY_ADDRESS`` names, or that runs on this machine, or one that is started here for the time. Its machines need
+    capsdesc and see the images under the same paths; the extractor, weights included, is sent to them, and the features
+    are sent back and written here. An actor takes one CPU, and one GPU if the extractor's device is one.
+
+    Args:
+        extractor: what describes them. Its detector is called from ``threads`` threads at a time.
+        images: the file of each image by its name, a relative path with slashes; :func:`name_images` makes them.
+        sink: where features are kept, :class:`NpzFolder` or :class:`HlocFile`.
+        max_keypoints: at most so many an image.
+        orientation: as for :meth:`CAPSExtractor.describe`.
+        derivatives: as for :meth:`CAPSExtractor.extract`.
+        overwrite: whether to describe images that are in the sink again.
+        threads: that decode, detect and, on the CPU, describe, each with up to two images in memory and its share of
+            torch's threads; for Ray, so many in each actor. ``None``: as many as there are CPUs for them, at most 8.
+        engine: ``"local"``, in this process, or ``"ray"``.
+        workers: how many actors. ``None``: as many as the cluster has GPUs, or CPUs for an extractor on the CPU.
+        progress: whether to show progress on standard error, where that is a terminal.
+
+    Returns:
+        What became of the images.
+
+    Raises:
+        ImportError: Ray is asked for and not installed.
+        ValueError: an argument is out of range, or the sink holds features that were made with other settings or
+            weights, and ``overwrite`` is not set or would leave some of them beside the new ones.
+        OSError: features cannot be written.
+    """
+    _check(images, max_keypoints, orientation, threads, engine, workers)
+    how = How(max_keypoints, orientation, derivatives)
+    settings = json.dumps(feature_settings(extractor, max_keypoints, orientation, derivatives), sort_keys=True)
+    stored = sink.stored(images)
+    refuse_other_settings(stored, settings, set(images) if overwrite else set())
+    kept = () if overwrite else tuple(name for name in images if name in stored)
+    left = {name: Path(path) for name, path in images.items() if overwrite or name not in stored}
+
+    outcomes = (
+        describe_images(extractor, left, how, threads or min(os.cpu_count() or 1, MAX_THREADS))
+        if engine == "local"
+        else describe_with_ray(extractor, left, how, threads, workers)
+    )
+    described, broken = [], {}
+    with tqdm(
+        total=len(images), initial=len(kept), desc="extract", unit="image", disable=None if progress else True
+    ) as bar:
+        for name, outcome in outcomes:
+            if isinstance(outcome, str):
+                broken[name] = outcome
+                logger.warning("left out %s: %s", name, outcome)
+            else:
+                sink.write(name, outcome, settings)
+                described.append(name)
+            bar.update()
+    sink.finish()
+    return Extraction(tuple(described), kept, broken)
+
+
+def name_images(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
+    """Images by name: those in a folder by their path below it, with slashes, others by the name of the file.
+
+    Args:
+        paths: image files, which need not exist, and folders that are searched for images.
+
+    Raises:
+        ValueError: two images have the same name, or there is no image in a folder.
+    """
+    images: dict[str, Path] = {}
+    for given in map(Path, paths):
+        for path in find_images(given) if given.is_dir() else [given]:
+            name = path.relative_to(given).as_posix() if given.is_dir() else path.name
+            if name in images:
+                raise ValueError(f"{images[name]} and {path} would both be written as {name}; extract them apart")
+            images[name] = path
+    return images
+
+
+def feature_settings(
+    extractor: CAPSExtractor, max_keypoints: int, orientation: Orientation, derivatives: bool = False
+) -> dict[str, Any]:
+    """All that features depend on beside their image, for JSON."""
+    detector = type(extractor.detector)
+    return {
+        "weights": fingerprint(extractor.config, extractor._network),
+        # The text of an object that does not make its own holds its address, which no other run has.
+        "detector": detector.__qualname__ if detector.__repr__ is object.__repr__ else repr(extractor.detector),
+        "max_keypoints": int(max_keypoints),
+        "orientation": orientation,
+        "derivatives": derivatives,
+        "max_size": extractor.max_size,
+        "dtype": str(extractor.dtype),
+        "reliability": extractor.reliability,
+    }
+
+
+def _check(
+    images: Mapping[str, object],
+    max_keypoints: int,
+    orientation: str,
+    threads: int | None,
+    engine: str,
+    workers: int | None,
+) -> None:
+    if max_keypoints < 0:
+        raise ValueError(f"max_keypoints is {max_keypoints}; expected a number, at least 0")
+    for name, value in (("threads", threads), ("workers", workers)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; expected a number, at least 1")
+    check_orientation(orientation)
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine is {engine!r}; expected one of {', '.join(map(repr, get_args(Engine)))}")
+    if engine == "local" and workers is not None:
+        raise ValueError(f"workers is {workers}, but engine is 'local', which has none; use engine 'ray', or threads")
+    for name in images:
+        below(Path("the output"), name, "images")

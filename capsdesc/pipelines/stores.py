@@ -1,0 +1,141 @@
+"""Where features of many images are kept: a folder of archives, or a file of hloc."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from capsdesc.io.files import atomic_path
+from capsdesc.io.hloc import import_h5py, read_features, read_names, read_settings, write_features
+from capsdesc.io.npz import load_features, save_features, settings_in
+from capsdesc.types import Features
+
+HLOC_SUFFIXES = (".h5", ".hdf5")
+# What atomic_path leaves where the process was killed.
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.npz")
+
+
+class FeatureSink(Protocol):
+    """Where features are kept by the names of their images."""
+
+    def stored(self, names: Iterable[str]) -> Mapping[str, str | None]:
+        """What is kept already and must agree with features of these images: for each image the settings it was made
+        with, ``None`` where they are not known.
+        """
+        ...
+
+    def write(self, name: str, features: Features, settings: str) -> None:
+        """Keep the features of an image, whole or not at all, in the place of earlier ones."""
+        ...
+
+    def finish(self) -> None:
+        """All images are done."""
+        ...
+
+
+class NpzFolder:
+    """A folder with a file ``NAME.npz`` for each image, see :func:`save_features`.
+
+    Args:
+        folder: made when the first features are written.
+
+    Raises:
+        NotADirectoryError: ``folder`` is a file.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(f"cannot write features to {folder}: it is a file, and a folder is expected")
+
+    def path(self, name: str) -> Path:
+        """The file of an image."""
+        return self.folder / f"{name}.npz"
+
+    def stored(self, names: Iterable[str]) -> dict[str, str | None]:
+        """The settings of those images that have a file."""
+        return {name: settings_in(self.path(name)) for name in names if self.path(name).exists()}
+
+    def write(self, name: str, features: Features, settings: str) -> None:
+        """Write the file of an image, whole or not at all."""
+        path = self.path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            save_features(file, features, settings=settings)
+
+    def finish(self) -> None:
+        """Nothing is left to do: each file was whole when it was written."""
+
+
+class HlocFile:
+    """A features file of hloc, see :mod:`capsdesc.io.hloc`.
+
+    An HDF5 file that is being written when the process is killed is lost. So features are kept in a folder beside it,
+    ``NAME.h5.parts``, until all images are done.
+
+    Args:
+        path: the file; images it holds already stay in it.
+
+    Raises:
+        ImportError: h5py is not installed.
+        IsADirectoryError: ``path`` is a folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        import_h5py()
+        self.path = Path(path)
+        if self.path.is_dir():
+            raise IsADirectoryError(f"cannot write features to {path}: it is a folder, and a file is expected")
+        self._parts = NpzFolder(self.path.with_name(f"{self.path.name}.parts"))
+        self._settings: str | None = None
+
+    def stored(self, names: Iterable[str]) -> dict[str, str | None]:
+        """The settings of every image in the file or in the folder beside it: they would all be in one file."""
+        return {**dict.fromkeys(self._written(), self._written_settings()), **self._parts.stored(self._spooled())}
+
+    def write(self, name: str, features: Features, settings: str) -> None:
+        """Keep the features of an image in the folder.
+
+        Raises:
+            ValueError: they are described under several views, which hloc's format does not hold.
+        """
+        if features.descriptors.ndim != 2:
+            raise ValueError(
+                f"descriptors of {name} have shape {tuple(features.descriptors.shape)}; hloc's files hold (N, D): "
+                "use orientation 'upright', or a folder for the output"
+            )
+        self._settings = settings
+        self._parts.write(name, features, settings)
+
+    def finish(self) -> None:
+        """Write the file, whole or not at all, and remove the folder."""
+        spooled = self._spooled()
+        if not spooled:
+            return
+        settings = self._settings or settings_in(self._parts.path(spooled[0]))
+        kept = sorted(set(self._written()) - set(spooled))
+        features = itertools.chain(
+            ((name, read_features(self.path, name)) for name in kept),
+            ((name, load_features(self._parts.path(name))) for name in spooled),
+        )
+        write_features(self.path, features, settings=settings)
+        shutil.rmtree(self._parts.folder)
+
+    def _spooled(self) -> list[str]:
+        folder = self._parts.folder
+        return sorted(
+            path.relative_to(folder).as_posix().removesuffix(".npz")
+            for path in folder.rglob("*.npz")
+            if not _TEMPORARY.fullmatch(path.name)
+        )
+
+    def _written(self) -> list[str]:
+        return read_names(self.path) if self.path.exists() else []
+
+    def _written_settings(self) -> str | None:
+        return read_settings(self.path) if self.path.exists() else None

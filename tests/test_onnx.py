@@ -1,0 +1,161 @@
+"""The exported network in ONNX Runtime against torch, and the example that needs no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from capsdesc import CAPSExtractor
+from capsdesc import onnx as export
+from capsdesc.commands.main import main
+from capsdesc.models import ModelConfig, build_network, dense_features
+from capsdesc.onnx import export_onnx
+from capsdesc.weights import resolve, save_pretrained
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NAMES = ("bundled", "compact", "paper")
+
+
+@pytest.fixture(scope="module")
+def weights(model_folders: Mapping[str, Path]) -> Mapping[str, Path | None]:
+    return {"bundled": None, **model_folders}
+
+
+@pytest.fixture(scope="module")
+def files(weights: Mapping[str, Path | None], tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    folder = tmp_path_factory.mktemp("onnx")
+    for name in NAMES:
+        export_onnx(folder / f"{name}.onnx", weights[name])
+    return {name: folder / f"{name}.onnx" for name in NAMES}
+
+
+def session_of(path: Path) -> Any:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("example", EXAMPLES / "describe_with_onnxruntime.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_maps_of_any_size_are_those_of_torch(
+    name: str, files: Mapping[str, Path], weights: Mapping[str, Path | None]
+) -> None:
+    session, resolved = session_of(files[name]), resolve(weights[name])
+    network = resolved.build()
+    outputs = [output.name for output in session.get_outputs()]
+    assert outputs == ["coarse", "fine", "reliability"][: 3 if resolved.config.reliability else 2]
+    generator = torch.Generator().manual_seed(1)
+    for shape in ((1, 96, 64), (3, 33, 47), (1, 101, 17), (2, 62, 31), (1, 16, 15), (1, 4, 5), (1, 1, 1)):
+        batch, height, width = shape
+        images = torch.rand(batch, 3, height, width, generator=generator)
+        with torch.no_grad():
+            dense: Any = dense_features(network, resolved.config, images)
+        for output, values in zip(outputs, session.run(None, {"image": images.numpy()}), strict=True):
+            expected = getattr(dense, output).values.numpy()
+            np.testing.assert_allclose(
+                values, expected, atol=1e-4 * np.abs(expected).max(), err_msg=f"{output} {shape}"
+            )
+
+
+def test_the_file_says_what_it_is(files: Mapping[str, Path], weights: Mapping[str, Path | None]) -> None:
+    session = session_of(files["paper"])
+    properties = session.get_modelmeta().custom_metadata_map
+    assert ModelConfig.from_json(properties["config"]) == resolve(weights["paper"]).config
+    assert (properties["coarse_stride"], properties["fine_stride"]) == ("16", "4")
+    assert properties["source"] == str(weights["paper"])
+    assert "0..1" in properties["image"]
+    (image,) = session.get_inputs()
+    assert (image.name, image.shape) == ("image", ["batch", 3, "height", "width"])
+    assert [output.shape[2] for output in session.get_outputs()] == ["coarse_height", "fine_height"]
+    onnx.checker.check_model(onnx.load(files["paper"]), full_check=True)
+
+
+def test_efficientnet_is_exported(tmp_path: Path) -> None:
+    config = ModelConfig(encoder="efficientnet_lite0", coarse_dim=8, fine_dim=8, decoder_dim=8)
+    save_pretrained(tmp_path / "model", config, build_network(config).state_dict())
+    export_onnx(tmp_path / "model.onnx", tmp_path / "model")
+    assert len(session_of(tmp_path / "model.onnx").get_outputs()) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_example_describes_as_the_extractor_does(
+    name: str,
+    files: Mapping[str, Path],
+    weights: Mapping[str, Path | None],
+    example: ModuleType,
+    shifted_pair: Any,
+) -> None:
+    image = shifted_pair[0][:111, :93]
+    rng = np.random.default_rng(0)
+    corners = np.array([[-0.5, -0.5], [92.5, 110.5], [0, 110], [92, 0]])
+    points = np.vstack([corners, rng.uniform((-0.5, -0.5), (92.5, 110.5), (50, 2))])
+    expected = np.asarray(CAPSExtractor(weights[name], device="cpu").describe(image, points))
+    found = example.describe(session_of(files[name]), image, points)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+    assert example.describe(session_of(files[name]), image, points[:0]).shape == (0, expected.shape[1])
+
+
+def test_example_runs_without_torch(files: Mapping[str, Path], tmp_path: Path) -> None:
+    image, output = EXAMPLES / "data" / "relief_0.jpg", tmp_path / "descriptors.npy"
+    script = EXAMPLES / "describe_with_onnxruntime.py"
+    arguments = [str(script), str(files["bundled"]), str(image), "320,240", "100.5,80", "-o", str(output)]
+    code = f"import runpy, sys; sys.modules.update(torch=None, capsdesc=None); sys.argv = {arguments!r}"
+    code += "; runpy.run_path(sys.argv[0], run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    expected = CAPSExtractor(device="cpu").describe(image, np.array([[320, 240], [100.5, 80]]))
+    np.testing.assert_allclose(np.load(output), expected, atol=1e-4)
+
+
+def test_command(weights: Mapping[str, Path | None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "caps.onnx"
+    assert main(["export", "--onnx", str(output), "--weights", str(weights["compact"])]) == 0
+    assert str(output) in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["caps.onnx"]
+    assert main(["export", "--onnx", str(tmp_path / "nowhere" / "caps.onnx")]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_what_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    output = tmp_path / "caps.onnx"
+    output.write_bytes(b"before")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        export_onnx(output, tmp_path / "missing")
+    assert output.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_another_network_does_not_pass_the_comparison(
+    files: Mapping[str, Path], weights: Mapping[str, Path | None]
+) -> None:
+    config = ModelConfig()
+    resolved = resolve(weights["compact"])
+    export._compare(export._Maps(resolved.build(), config), session_of(files["compact"]))
+    with pytest.raises(RuntimeError, match="coarse map of an image of 96 x 64 px"):
+        export._compare(export._Maps(build_network(config), config), session_of(files["compact"]))
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_without_the_packages(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"{package}: pip install 'capsdesc\[onnx\]'"):
+        export_onnx(tmp_path / "caps.onnx")
