@@ -1,6 +1,6 @@
 """The page: what is where, and which function answers which event."""
 
-from __future__ import annotations
+# Gradio looks at the types of handlers' arguments, so they must not be strings.
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ TABS = {
 }
 
 
-def build_page(caps: CAPSExtractor, pair: Pair, max_size: int) -> gradio.Blocks:
+def build_page(caps: CAPSExtractor, pair: Pair, max_size: int) -> "gradio.Blocks":
     """The page as a Gradio app, not yet served.
 
     Args:
@@ -124,7 +124,7 @@ def build_page(caps: CAPSExtractor, pair: Pair, max_size: int) -> gradio.Blocks:
     return page
 
 
-def serve(page: gradio.Blocks, port: int, share: bool = False) -> None:
+def serve(page: "gradio.Blocks", port: int, share: bool = False) -> None:
     """Serve a page on this machine until the user interrupts.
 
     Args:
