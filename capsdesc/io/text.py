@@ -38,13 +38,29 @@ def listed_image(folder: Path, name: str, where: str) -> Path:
 
 class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge (``<<``) with every key once: else merges of merges have exponentially many."""
+        """Merge (``<<``): a mapping's own keys come before merged ones, and of those the first mapping's.
+
+        PyYAML's own keeps every key of merges of merges, which are exponentially many, and in some versions lets the
+        last mapping win.
+        """
+        merges = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
+        node.value = [(key, value) for key, value in node.value if key.tag != "tag:yaml.org,2002:merge"]
         super().flatten_mapping(node)
-        last = {
-            (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key): (key, value)
-            for key, value in node.value
-        }
-        node.value = list(last.values())
+        merged: dict[object, tuple[yaml.Node, yaml.Node]] = {}
+        for value in merges:
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(source, yaml.MappingNode):
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"expected a mapping to merge, but found a {source.id}", source.start_mark
+                    )
+                self.flatten_mapping(source)
+                merged = _by_key(source.value) | merged
+        node.value = list((merged | _by_key(node.value)).values())
+
+
+def _by_key(pairs: list[tuple[yaml.Node, yaml.Node]]) -> dict[object, tuple[yaml.Node, yaml.Node]]:
+    """The pairs of a mapping, each key once; of equal keys the last."""
+    return {(key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key): (key, value) for key, value in pairs}
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

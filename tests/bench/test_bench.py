@@ -21,6 +21,7 @@ from capsdesc.bench import contests, timing
 from capsdesc.bench.timing import Contest, Contestant, Memory, Row, Settings, Table
 from capsdesc.commands import bench
 from capsdesc.describe.extractor import CAPSExtractor
+from capsdesc.devices import describing_dtype
 from capsdesc.keypoints import SIFTDetector
 from capsdesc.matching import Matches
 from capsdesc.models import ModelConfig, build_network, dense_features
@@ -311,7 +312,8 @@ def test_one_command_measures_everything(weights: Path, tmp_path: Path, capsys: 
         ["caps", "caps-paper", "rootsift", "SIFT detection alone"],
     ]
     assert [row["name"] for row in tables[-1]["rows"]] == ["default", "caps-paper"]
-    assert tables[0]["notes"][0] == "caps computes in float32."
+    dtype = str(describing_dtype(torch.device("cpu"))).removeprefix("torch.")
+    assert tables[0]["notes"][0] == f"caps computes in {dtype}."
     assert "random parameters" in tables[0]["notes"][1]
 
     rows = [row for table in tables for row in table["rows"]]
