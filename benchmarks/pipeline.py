@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,14 @@ class Memory:
 
     def __init__(self) -> None:
         self.features: dict[str, Features] = {}
+
+    def sole_use(self) -> AbstractContextManager[None]:
+        """Nobody else knows of it."""
+        return nullcontext()
+
+    def unfit(self, names: Iterable[str]) -> Mapping[str, str]:
+        """A dictionary takes any name."""
+        return {}
 
     def stored(self, names: Iterable[str]) -> Mapping[str, str | None]:
         """Nothing counts as there already."""

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 ImageLike: TypeAlias = "str | os.PathLike[str] | npt.NDArray[np.uint8] | PIL.Image.Image | Tensor"
 """A path, an (H, W, 3) RGB or (H, W) grey uint8 array, a PIL image, or a (3, H, W) RGB float tensor in 0..1."""
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Endings, in small letters, by which image files are found in folders."""
+IMAGE_SUFFIXES = (
+    *(".bmp", ".dib", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".ras", ".sr"),
+    *(".tif", ".tiff", ".webp"),
+)
+"""Endings, in small letters, by which image files are found in folders: those of formats that every OpenCV reads."""
 
 # How far resizing and colour transforms may leave 0..1 by rounding; beyond it the values are on another scale.
 _UNIT_TOLERANCE = 1e-3
@@ -81,7 +84,9 @@ def read_image(path: str | os.PathLike[str]) -> UInt8Array:
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """Image files anywhere under a folder, by name; no hidden ones.
 
-    Among the hidden are those that a killed program left half written, and what macOS writes beside a file.
+    Among the hidden are those that a killed program left half written, and what macOS writes beside a file. Links to
+    folders are followed, but no folder is searched twice: of several ways to it, one without links counts, or else the
+    first by name.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -89,14 +94,25 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"no folder {os.fspath(folder)!r}")
-    found = sorted(
-        path
-        for path in Path(folder).rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    found, searched = [], set()
+    links = [Path(folder)]
+    while links:
+        # What links lead to waits until all that lies here is known.
+        left = [links.pop(0)]
+        while left:
+            current = left.pop()
+            real = os.path.realpath(current)
+            if real in searched:
+                continue
+            searched.add(real)
+            for path in sorted(current.iterdir()):
+                if path.is_dir():
+                    (links if path.is_symlink() else left).append(path)
+                elif path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
+                    found.append(path)
     if not found:
         raise ValueError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in {os.fspath(folder)!r}")
-    return found
+    return sorted(found)
 
 
 def to_rgb(image: ImageLike, *, name: str = "image") -> UInt8Array:

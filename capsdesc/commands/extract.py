@@ -10,7 +10,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from capsdesc.commands.options import add_detector_option, add_network_options, add_orientation_option, extractor_of
 from capsdesc.pipelines.extract import Engine, extract_images, name_images
-from capsdesc.pipelines.stores import HLOC_SUFFIXES, FeatureSink, HlocFile, NpzFolder
+from capsdesc.pipelines.stores import feature_sink
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -53,8 +53,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     images = name_images(options.images)
-    sink: FeatureSink
-    sink = HlocFile(options.output) if options.output.suffix in HLOC_SUFFIXES else NpzFolder(options.output)
+    sink = feature_sink(options.output)
     with logging_redirect_tqdm():
         done = extract_images(
             extractor_of(options, options.detector),

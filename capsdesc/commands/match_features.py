@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from capsdesc.commands.options import add_max_shift_option
 from capsdesc.io.pairs import read_pairs
 from capsdesc.pipelines.match import match_pairs
@@ -17,7 +19,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "match-features",
         help="match listed pairs of images in a features file of hloc",
         description="Match pairs of images whose features `capsdesc extract -o FEATURES.h5` wrote, or hloc. "
-        "A pair listed in both orders is matched once.",
+        "A pair listed in both orders is matched once. A pair that cannot be matched or kept is reported and left out; "
+        "the others are matched, and the exit code is 1.",
     )
     parser.add_argument("features", type=Path, metavar="FEATURES.h5")
     parser.add_argument("pairs", type=Path, metavar="PAIRS.txt", help="two names of images on each line")
@@ -32,8 +35,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.output.exists() and not options.overwrite:
         raise FileExistsError(f"{options.output} exists; name another output, or replace it with --overwrite")
     pairs = read_pairs(options.pairs)
-    count = match_pairs(
-        options.features, pairs, options.output, ratio=options.ratio, max_shift=options.max_shift, progress=True
-    )
-    print(f"wrote {options.output}: {count} pairs")
-    return 0
+    with logging_redirect_tqdm():
+        done = match_pairs(
+            options.features, pairs, options.output, ratio=options.ratio, max_shift=options.max_shift, progress=True
+        )
+    left_out = f", {len(done.left_out)} left out" if done.left_out else ""
+    print(f"wrote {options.output}: {len(done.matched)} pairs{left_out}")
+    return 1 if done.left_out else 0

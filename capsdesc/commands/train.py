@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from capsdesc.commands import prepare
 from capsdesc.images import find_images
+from capsdesc.io.locks import sole_use
 from capsdesc.io.text import parse_yaml, read_text
 from capsdesc.training import distributed, monitor
 from capsdesc.training.checkpoint import LOG
@@ -114,7 +116,8 @@ def run(options: argparse.Namespace) -> int:
     with distributed.process_group(device) as own_device:
         if not distributed.is_main():
             logging.getLogger("capsdesc").setLevel(logging.ERROR)
-        _run(options, own_device)
+        with sole_use(options.out, is_folder=True) if distributed.is_main() else contextlib.nullcontext():
+            _run(options, own_device)
     return 0
 
 

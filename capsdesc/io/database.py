@@ -6,7 +6,9 @@ writing, and to the principal point where a camera is made of K.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,9 @@ class ColmapDatabase:
             database.write_matches("a.jpg", "b.jpg", match(descriptors0, descriptors1))
             database.verify()
 
+    A database of COLMAP before 3.12, of hloc or of COLMAP's own Python scripts knows no rigs and frames; each of its
+    cameras is given a rig of its own on opening, and each of its images a frame.
+
     Args:
         path: the file; made if it does not exist.
 
@@ -51,6 +56,7 @@ class ColmapDatabase:
             self._database = pycolmap.Database.open(self.path)
         except RuntimeError as error:
             raise ValueError(f"{path} cannot be opened as a COLMAP database: {error}") from error
+        self._complete()
         self._ids = self._read_ids()
 
     def __enter__(self) -> ColmapDatabase:
@@ -113,11 +119,9 @@ class ColmapDatabase:
 
     def add_camera(self, camera: pycolmap.Camera) -> int:
         """Add a camera of the user's own, such as :func:`pinhole_camera` makes; returns its id in the database."""
-        pycolmap = import_pycolmap()
-        camera_id = int(self._database.write_camera(camera))
-        rig = pycolmap.Rig()
-        rig.add_ref_sensor(self._database.read_camera(camera_id).sensor_id)
-        self._database.write_rig(rig)
+        with import_pycolmap().DatabaseTransaction(self._database):
+            camera_id = int(self._database.write_camera(camera))
+            self._write_rig(camera_id)
         return camera_id
 
     def add_image(self, name: str, camera_id: int) -> None:
@@ -135,13 +139,10 @@ class ColmapDatabase:
             raise ValueError(f"name is {name!r}, an image that is in {self.path} already; expected a new one")
         if not self._database.exists_camera(camera_id):
             raise ValueError(f"camera_id is {camera_id}, not in {self.path}; expected what add_camera returned")
-        camera = self._database.read_camera(camera_id)
         image = pycolmap.Image(name=name, camera_id=camera_id)
-        image.image_id = self._database.write_image(image)
-        frame = pycolmap.Frame()
-        frame.rig_id = self._database.read_rig_with_sensor(camera.sensor_id).rig_id
-        frame.add_data_id(image.data_id)
-        self._database.write_frame(frame)
+        with pycolmap.DatabaseTransaction(self._database):
+            image.image_id = self._database.write_image(image)
+            self._write_frame(image)
         self._ids[name] = int(image.image_id)
 
     def has_keypoints(self, name: str) -> bool:
@@ -225,6 +226,31 @@ class ColmapDatabase:
             cancellation_token=cancellation,
         )
 
+    def _complete(self) -> None:
+        """Give each camera that has none a rig, and each image a frame."""
+        pycolmap = import_pycolmap()
+        cameras, images = self._database.read_all_cameras(), self._database.read_all_images()
+        sensors = {sensor for rig in self._database.read_all_rigs() for sensor in rig.sensor_ids()}
+        framed = {data.id for frame in self._database.read_all_frames() for data in frame.image_ids}
+        with pycolmap.DatabaseTransaction(self._database):
+            for camera in cameras:
+                if camera.sensor_id not in sensors:
+                    self._write_rig(camera.camera_id)
+            for image in images:
+                if image.image_id not in framed:
+                    self._write_frame(image)
+
+    def _write_rig(self, camera_id: int) -> None:
+        rig = import_pycolmap().Rig()
+        rig.add_ref_sensor(self._database.read_camera(camera_id).sensor_id)
+        self._database.write_rig(rig)
+
+    def _write_frame(self, image: pycolmap.Image) -> None:
+        frame = import_pycolmap().Frame()
+        frame.rig_id = self._database.read_rig_with_sensor(self._database.read_camera(image.camera_id).sensor_id).rig_id
+        frame.add_data_id(image.data_id)
+        self._database.write_frame(frame)
+
     def _read_ids(self) -> dict[str, int]:
         return {image.name: int(image.image_id) for image in self._database.read_all_images()}
 
@@ -232,6 +258,27 @@ class ColmapDatabase:
         if name not in self._ids:
             raise ValueError(f"{name!r} is no image of {self.path}; add it first")
         return self._ids[name]
+
+
+def remove_unused_cameras(path: str | os.PathLike[str]) -> None:
+    """Take cameras that no image has, and their rigs, out of a database, as COLMAP leaves them where it is killed.
+
+    Raises:
+        ImportError: pycolmap is not installed.
+        ValueError: ``path`` is no COLMAP database.
+    """
+    # An image may lack its frame, and with it seem to have no rig.
+    ColmapDatabase(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as opened, opened:
+        opened.execute("DELETE FROM cameras WHERE camera_id NOT IN (SELECT camera_id FROM images)")
+        opened.execute(
+            "DELETE FROM frames WHERE frame_id NOT IN "
+            "(SELECT frame_id FROM frame_data JOIN images ON image_id = data_id AND sensor_type = ?)",
+            (int(import_pycolmap().SensorType.CAMERA),),
+        )
+        opened.execute("DELETE FROM rigs WHERE rig_id NOT IN (SELECT rig_id FROM frames)")
+        opened.execute("DELETE FROM frame_data WHERE frame_id NOT IN (SELECT frame_id FROM frames)")
+        opened.execute("DELETE FROM rig_sensors WHERE rig_id NOT IN (SELECT rig_id FROM rigs)")
 
 
 def pinhole_camera(K: npt.NDArray[Any], width: int, height: int) -> pycolmap.Camera:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from capsdesc.io.files import atomic_path
+from capsdesc.io.hdf5 import import_h5py, new_file
 from capsdesc.types import Features
 
 logger = logging.getLogger(__name__)
@@ -48,19 +48,6 @@ class ScoredMatches:
         return len(self.indices)
 
 
-def import_h5py() -> Any:
-    """The h5py module.
-
-    Raises:
-        ImportError: it is not installed; the message says how to install it.
-    """
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError('hloc\'s files need h5py: pip install "capsdesc[hloc]"') from error
-    return h5py
-
-
 def write_features(
     path: str | os.PathLike[str], features: Iterable[tuple[str, Features]], *, settings: str | None = None
 ) -> None:
@@ -84,11 +71,10 @@ def write_features(
         ValueError: a name comes twice, or descriptors are not (N, D).
         FileNotFoundError: the folder of ``path`` does not exist.
     """
-    h5py = import_h5py()
     unit_length = True
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_file(path) as writer:
         if settings is not None:
-            file.attrs[_SETTINGS] = settings
+            writer.file.attrs[_SETTINGS] = settings
         for name, image in features:
             keypoints, descriptors = _to_numpy(image.keypoints), _to_numpy(image.descriptors)
             if descriptors.ndim != 2 or len(descriptors) != len(keypoints):
@@ -96,16 +82,13 @@ def write_features(
                     f"descriptors of {name!r} have shape {descriptors.shape}; expected ({len(keypoints)}, D), one a "
                     "keypoint: hloc's files hold upright descriptors only"
                 )
-            group = _new_group(file, name)
-            group.create_dataset("keypoints", data=keypoints).attrs["uncertainty"] = _UNCERTAINTY
-            group.create_dataset("descriptors", data=descriptors.T)
+            fields: dict[str, npt.NDArray[Any]] = {"keypoints": keypoints, "descriptors": descriptors.T}
             if image.scores is not None:
-                group.create_dataset("scores", data=_to_numpy(image.scores))
+                fields["scores"] = _to_numpy(image.scores)
             if image.derivatives is not None:
-                group.create_dataset(
-                    "derivatives", data=np.moveaxis(_to_numpy(image.derivatives), 0, -1).astype(DERIVATIVES_DTYPE)
-                )
-            group.create_dataset("image_size", data=np.asarray(image.image_size, dtype=np.int64))
+                fields["derivatives"] = np.moveaxis(_to_numpy(image.derivatives), 0, -1).astype(DERIVATIVES_DTYPE)
+            fields["image_size"] = np.asarray(image.image_size, dtype=np.int64)
+            writer.write_group(name, fields)["keypoints"].attrs["uncertainty"] = _UNCERTAINTY
             unit_length &= bool(np.all(np.abs(np.linalg.norm(descriptors, axis=1) - 1) < _UNIT_TOLERANCE))
     if not unit_length:
         logger.warning(
@@ -158,24 +141,48 @@ def read_features(path: str | os.PathLike[str], name: str) -> Features:
     Raises:
         ImportError: h5py is not installed.
         OSError: there is no such file, or it is no HDF5 file.
-        ValueError: the image is not in it, or lacks keypoints, descriptors or the image's size.
+        ValueError: the image is not in it, is no group, or lacks keypoints, descriptors or the image's size.
     """
     with import_h5py().File(path, "r") as file:
-        group = _existing_group(file, name, ("keypoints", "descriptors", "image_size"), path)
-        width, height = (int(value) for value in group["image_size"][()])
-        return Features(
-            keypoints=group["keypoints"][()].astype(np.float32),
-            descriptors=np.ascontiguousarray(group["descriptors"][()].T, dtype=np.float32),
-            scores=group["scores"][()].astype(np.float32) if "scores" in group else None,
-            scales=None,
-            angles=None,
-            image_size=(width, height),
-            derivatives=(
-                np.ascontiguousarray(np.moveaxis(group["derivatives"][()], -1, 0), dtype=np.float32)
-                if "derivatives" in group
-                else None
-            ),
-        )
+        return _features_in(file, name, path)
+
+
+def check_features(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, str]:
+    """What is wrong with the features of those images that cannot be matched.
+
+    Raises:
+        ImportError: h5py is not installed.
+        OSError: there is no such file, or it is no HDF5 file.
+    """
+    broken = {}
+    with import_h5py().File(path, "r") as file:
+        for name in sorted(names):
+            try:
+                descriptors = _features_in(file, name, path).descriptors
+            except ValueError as error:
+                broken[name] = str(error)
+                continue
+            if not np.isfinite(descriptors).all():
+                broken[name] = f"descriptors of {name!r} in {os.fspath(path)} are not finite"
+    return broken
+
+
+def _features_in(file: Any, name: str, path: str | os.PathLike[str]) -> Features:
+    group = _existing_group(file, name, ("keypoints", "descriptors", "image_size"), path)
+    width, height = (int(value) for value in group["image_size"][()])
+    return Features(
+        keypoints=group["keypoints"][()].astype(np.float32),
+        descriptors=np.ascontiguousarray(group["descriptors"][()].T, dtype=np.float32),
+        scores=group["scores"][()].astype(np.float32) if "scores" in group else None,
+        scales=None,
+        angles=None,
+        image_size=(width, height),
+        derivatives=(
+            np.ascontiguousarray(np.moveaxis(group["derivatives"][()], -1, 0), dtype=np.float32)
+            if "derivatives" in group
+            else None
+        ),
+    )
 
 
 def write_matches(path: str | os.PathLike[str], matches: Iterable[tuple[tuple[str, str], int, ScoredMatches]]) -> None:
@@ -194,8 +201,7 @@ def write_matches(path: str | os.PathLike[str], matches: Iterable[tuple[tuple[st
         ValueError: two pairs have the same group, or an index is not below N.
         FileNotFoundError: the folder of ``path`` does not exist.
     """
-    h5py = import_h5py()
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with new_file(path) as writer:
         for names, count, found in matches:
             rows = found.indices[:, 0]
             if len(rows) and (rows.min() < 0 or rows.max() >= count):
@@ -206,9 +212,7 @@ def write_matches(path: str | os.PathLike[str], matches: Iterable[tuple[tuple[st
             matches0 = np.full(count, -1, dtype=np.int32)
             scores0 = np.zeros(count, dtype=np.float32)
             matches0[rows], scores0[rows] = found.indices[:, 1], found.scores
-            group = _new_group(file, _pair_name(*names))
-            group.create_dataset("matches0", data=matches0)
-            group.create_dataset("matching_scores0", data=scores0)
+            writer.write_group(pair_name(*names), {"matches0": matches0, "matching_scores0": scores0})
 
 
 def read_matches(path: str | os.PathLike[str], name0: str, name1: str) -> ScoredMatches:
@@ -228,8 +232,16 @@ def read_matches(path: str | os.PathLike[str], name0: str, name1: str) -> Scored
         ValueError: the pair is not in it, or lacks matches or scores.
     """
     with import_h5py().File(path, "r") as file:
-        reverse = _pair_name(name0, name1) not in file and _pair_name(name1, name0) in file
-        pair = _pair_name(name1, name0) if reverse else _pair_name(name0, name1)
+        # Older files of hloc have an underscore where newer ones have a slash.
+        named = [
+            (name, reverse)
+            for separator in "/_"
+            for name, reverse in (
+                (pair_name(name0, name1, separator), False),
+                (pair_name(name1, name0, separator), True),
+            )
+        ]
+        pair, reverse = next((found for found in named if found[0] in file), named[0])
         group = _existing_group(file, pair, ("matches0", "matching_scores0"), path)
         matches0 = group["matches0"][()].astype(np.int64)
         scores0 = group["matching_scores0"][()].astype(np.float32)
@@ -238,23 +250,21 @@ def read_matches(path: str | os.PathLike[str], name0: str, name1: str) -> Scored
     return ScoredMatches(indices[:, ::-1] if reverse else indices, scores0[rows])
 
 
-def _pair_name(name0: str, name1: str) -> str:
-    return "/".join(name.replace("/", "-") for name in (name0, name1))
-
-
-def _new_group(file: Any, name: str) -> Any:
-    if name in file:
-        raise ValueError(f"{name!r} would be written twice to one file; expected names that differ")
-    return file.create_group(name)
+def pair_name(name0: str, name1: str, separator: str = "/") -> str:
+    """What hloc's files call a pair of images: their names with dashes for slashes."""
+    return separator.join(name.replace("/", "-") for name in (name0, name1))
 
 
 def _existing_group(file: Any, name: str, fields: tuple[str, ...], path: str | os.PathLike[str]) -> Any:
     if name not in file:
         raise ValueError(f"{name!r} is not in {os.fspath(path)}")
-    missing = [field for field in fields if field not in file[name]]
+    group = file[name]
+    if isinstance(group, import_h5py().Dataset):
+        raise ValueError(f"{name!r} in {os.fspath(path)} is a data set; expected a group with {', '.join(fields)}")
+    missing = [field for field in fields if field not in group]
     if missing:
         raise ValueError(f"{name!r} in {os.fspath(path)} has no {' and no '.join(missing)}")
-    return file[name]
+    return group
 
 
 def _to_numpy(values: Any) -> npt.NDArray[np.float32]:

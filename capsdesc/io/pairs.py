@@ -41,14 +41,14 @@ class PosedPair:
 def read_pairs(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     """The pairs of a list as hloc writes it: two names of images on each line.
 
-    Empty lines and comments (#) are left out.
+    Empty lines are left out, and comments: lines whose first word is #, as names may begin with it.
 
     Raises:
         OSError: the file cannot be opened.
         ValueError: a line has not two names, which is named, or the file is not UTF-8.
     """
     pairs = []
-    for where, names in read_lines(path):
+    for where, names in read_lines(path, names_first=True):
         if len(names) != 2:
             raise ValueError(f"{where}: expected two names of images and found {shown(' '.join(names))}")
         pairs.append((names[0], names[1]))
@@ -71,7 +71,7 @@ def read_posed_pairs(path: Path, images: Path | None = None) -> list[PosedPair]:
     """
     folder = images or path.parent
     pairs = []
-    for where, fields in read_lines(path):
+    for where, fields in read_lines(path, names_first=True):
         if len(fields) != 38:
             raise ValueError(f"{where}: {len(fields)} fields; expected 38, of {PAIRS_LINE}")
         turns, K0, K1, T = np.split(finite_numbers(fields[2:], where), [2, 11, 20])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import types
 import typing
 from collections.abc import Mapping
@@ -15,35 +14,38 @@ from capsdesc.checks import shown
 T = TypeVar("T")
 
 
-def refuse_other_settings(stored: Mapping[str, str | None], settings: str, replaced: set[str]) -> None:
+def refuse_other_settings(
+    what: str, earlier: Mapping[str, Any] | None, now: Mapping[str, Any], remedy: str = "choose another folder"
+) -> None:
     """Refuse to keep what is made with other settings in one place.
 
     Args:
-        stored: by name, the settings that what is kept there was made with; ``None`` where they are not known.
-        settings: those of now.
-        replaced: names of what will be replaced, and so does not count.
+        what: what is there, for the message.
+        earlier: the settings that it was made with; ``None`` where they are not known.
+        now: those of now.
+        remedy: what to do about it, for the message.
 
     Raises:
-        ValueError: something was made with other settings; it is named, with what differs.
+        ValueError: they differ; the message says in what.
     """
-    for name, made_with in stored.items():
-        if made_with == settings or name in replaced:
-            continue
-        what = (
-            f"settings that differ in {_difference(made_with, settings)}"
-            if made_with is not None
-            else "settings that are not known"
-        )
-        hint = "" if replaced else ", or replace them with --overwrite (overwrite=True)"
-        raise ValueError(f"the output holds features of {name} made with {what}; choose another output{hint}")
+    if earlier is None:
+        raise ValueError(f"{what} made with settings that are not known; {remedy}")
+    old, new = _flat(earlier), _flat(now)
+    keys = [*new, *(key for key in old if key not in new)]
+    differences = [f"{key} ({old.get(key)}, now {new.get(key)})" for key in keys if old.get(key) != new.get(key)]
+    if differences:
+        raise ValueError(f"{what} made with settings that differ in {', '.join(differences)}; {remedy}")
 
 
-def _difference(before: str, now: str) -> str:
-    try:
-        old, new = json.loads(before), json.loads(now)
-        return ", ".join(f"{key} ({old.get(key)}, now {value})" for key, value in new.items() if old.get(key) != value)
-    except (ValueError, AttributeError):
-        return "form"
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of settings as ``data.width``."""
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{key}.{name}": part for name, part in _flat(value).items()})
+        else:
+            flat[str(key)] = value
+    return flat
 
 
 def plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -71,9 +71,21 @@ def read_text(path: str | os.PathLike[str]) -> str:
         ValueError: it is not UTF-8.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        # Editors on Windows put a byte order mark first.
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{os.fspath(path)} is no UTF-8 text: {error}") from error
+
+
+def not_utf8(names: Iterable[str]) -> dict[str, str]:
+    """Those names of files that are no text, with what is wrong with them: the system gives them as bytes."""
+    found = {}
+    for name in names:
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            found[name] = f"its name is no UTF-8 ({os.fsencode(name)!r}): rename the file"
+    return found
 
 
 def parse_json(text: str, what: str) -> Any:
@@ -101,8 +113,13 @@ def parse_yaml(text: str, what: str) -> Any:
         raise ValueError(f"{what} is no valid YAML: {error}") from error
 
 
-def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
+def read_lines(path: str | os.PathLike[str], *, names_first: bool = False) -> Iterator[tuple[str, list[str]]]:
     """Where each line stands, for messages, and its fields; empty lines and comments (#) are left out.
+
+    Args:
+        path: the file.
+        names_first: whether lines begin with names of files. These may begin with #, so only a # that stands alone
+            makes a comment.
 
     Raises:
         OSError: the file cannot be opened.
@@ -110,7 +127,7 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
     """
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         fields = line.split()
-        if fields and not fields[0].startswith("#"):
+        if fields and not (fields[0].strip("#") == "" if names_first else fields[0].startswith("#")):
             yield f"{os.fspath(path)}, line {number}", fields
 
 

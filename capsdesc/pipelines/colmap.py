@@ -1,21 +1,26 @@
-"""The steps of COLMAP, each beside a progress bar, and the models that come out."""
+"""The way from photographs to models by COLMAP, whoever finds the features, each step beside a progress bar."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
+from capsdesc.images import find_images
 from capsdesc.io.colmap import import_pycolmap
-from capsdesc.io.database import ColmapDatabase
-from capsdesc.io.text import read_text
+from capsdesc.io.database import ColmapDatabase, remove_unused_cameras
+from capsdesc.io.files import recover_folder, replace_folder
+from capsdesc.io.locks import sole_use
+from capsdesc.io.text import not_utf8, read_text
 
 if TYPE_CHECKING:
     import pycolmap
@@ -46,23 +51,113 @@ class ModelSummary:
     reprojection_error: float
 
 
-def make_out_folder(photographs: Path, out: Path, threads: int) -> None:
-    """Make ``out``, once it is known that all can be written there; and have COLMAP tell nothing but errors.
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+    """A folder in which photographs are reconstructed.
+
+    Attributes:
+        folder: with ``database.db``, and the models in ``sparse/0``, ``1``, ...
+        images: folder of the photographs.
+        threads: number of threads, -1 for all cores.
+    """
+
+    folder: Path
+    images: Path
+    threads: int = -1
+
+    @property
+    def database(self) -> Path:
+        """COLMAP's database."""
+        return self.folder / "database.db"
+
+    @property
+    def models(self) -> Path:
+        """Folder of the models."""
+        return self.folder / "sparse"
+
+
+@contextlib.contextmanager
+def open_workspace(photographs: Path, out: Path, threads: int) -> Iterator[Workspace]:
+    """A workspace for the photographs, once it is known that all can be written there, which no other run touches.
+
+    COLMAP is told to say nothing but errors.
 
     Raises:
-        ValueError: it is a part of the photographs, or ``threads`` is neither positive nor -1.
+        ValueError: ``out`` is a part of the photographs, or ``threads`` is neither positive nor -1.
         FileExistsError: ``out/sparse`` holds models that come from elsewhere.
+        BlockingIOError: another run is at work there.
     """
     if threads != -1 and threads < 1:
         raise ValueError(f"threads is {threads}; expected a positive number, or -1 for all cores")
     if out.resolve().is_relative_to(photographs.resolve()):
         raise ValueError(f"{out} lies in {photographs}; expected a folder outside that of the photographs")
-    models = out / "sparse"
-    if models.exists() and not (models / _MAPPED).is_file():
-        raise FileExistsError(f"{models} holds models that come from elsewhere; choose another folder or move them")
-    out.mkdir(parents=True, exist_ok=True)
     pycolmap = import_pycolmap()
-    pycolmap.logging.minloglevel = int(pycolmap.logging.ERROR)  # else it tells a line per photograph and pair
+    workspace = Workspace(out, photographs, threads)
+    with sole_use(out, is_folder=True):
+        recover_folder(workspace.models)
+        if workspace.models.exists() and not (workspace.models / _MAPPED).is_file():
+            raise FileExistsError(
+                f"{workspace.models} holds models that come from elsewhere; choose another folder or move them"
+            )
+        pycolmap.logging.minloglevel = int(pycolmap.logging.ERROR)  # else it tells a line per photograph and pair
+        yield workspace
+
+
+def find_photographs(folder: Path) -> dict[str, Path]:
+    """Photographs by their names below a folder; those that COLMAP cannot name are left out with a warning.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there is no photograph in it.
+    """
+    photographs = {path.relative_to(folder).as_posix(): path for path in find_images(folder)}
+    for name, what in not_utf8(photographs).items():
+        logger.warning("left out %s: %s", name, what)
+        del photographs[name]
+    return photographs
+
+
+def check_enough(names: Sequence[str], folder: Path) -> None:
+    """Refuse to reconstruct fewer than two photographs."""
+    if len(names) < 2:
+        raise ValueError(f"{len(names)} photographs in {folder} can be read; expected at least two")
+
+
+def reconstruct_models(
+    workspace: Workspace,
+    names: Sequence[str],
+    *,
+    find_features: Callable[[], None],
+    match_features: Callable[[], None],
+    stage: Callable[[str], AbstractContextManager[object]] = lambda _: contextlib.nullcontext(),
+) -> list[ModelSummary]:
+    """Photographs to models: features, matches, their verification, and the mapping.
+
+    What an earlier run finished is not done again.
+
+    Args:
+        workspace: where.
+        names: of the photographs, relative to their folder.
+        find_features: puts the photographs and their features into the workspace's database, those that are missing.
+        match_features: puts the matches into it, likewise.
+        stage: entered with the name of each step for the time that it takes.
+
+    Returns:
+        The models, the one with most photographs first.
+    """
+    if not is_mapped(workspace.models, names):
+        # A run that was killed between a camera and its image left the one without the other.
+        if workspace.database.exists():
+            remove_unused_cameras(workspace.database)
+        with stage("features"):
+            find_features()
+        with stage("matches"):
+            match_features()
+        with stage("verification"):
+            verify(workspace.database, workspace.threads)
+        with stage("mapping"):
+            map_photographs(workspace.database, workspace.images, workspace.models, names, workspace.threads)
+    return read_models(workspace.models, names)
 
 
 def colmap_pairing(pairs: str, overlap: int | None = None) -> Any:
@@ -223,7 +318,8 @@ def map_photographs(database: Path, images: Path, models: Path, names: Sequence[
     """
     pycolmap = import_pycolmap()
     partial = models.with_name(f"{models.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    if partial.exists():
+        shutil.rmtree(partial)
     (partial / "all").mkdir(parents=True)
     options = pycolmap.IncrementalPipelineOptions(num_threads=threads, random_seed=0, image_names=list(names))
     # It has been seen to take minutes for a photograph, and to fail in the end.
@@ -249,12 +345,14 @@ def map_photographs(database: Path, images: Path, models: Path, names: Sequence[
         folder.mkdir()
         model.write(folder)
         count += 1
-    shutil.rmtree(models, ignore_errors=True)
     if count == 0:
+        # Models of fewer photographs go as a whole: a part of them would not be known for ours.
+        if models.exists():
+            os.replace(models, partial / "old")
         shutil.rmtree(partial)
         return
     (partial / _MAPPED).write_text(_listed(names), encoding="utf-8")
-    os.replace(partial, models)
+    replace_folder(partial, models)
 
 
 def _advance(bar: tqdm[NoReturn], count: int) -> None:

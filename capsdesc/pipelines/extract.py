@@ -20,9 +20,9 @@ from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.describe.orientation import Orientation, check_orientation
 from capsdesc.images import find_images
 from capsdesc.io.settings import refuse_other_settings
-from capsdesc.io.text import below
+from capsdesc.io.text import below, parse_json
 from capsdesc.pipelines.engine import MAX_THREADS, How, describe_images
-from capsdesc.pipelines.ray import describe_with_ray
+from capsdesc.pipelines.ray import describe_with_ray, import_ray
 from capsdesc.pipelines.stores import FeatureSink
 from capsdesc.weights.fingerprint import fingerprint
 
@@ -62,8 +62,9 @@ def extract_images(
 ) -> Extraction:
     """Detect and describe keypoints of many images, as :meth:`CAPSExtractor.extract` does for one.
 
-    Images whose features are in the sink are passed over. An image that cannot be read is logged as a warning and left
-    out; there is no end to the work before all images are through, but for errors in writing.
+    Images whose features are in the sink are passed over. An image that cannot be read, or whose name the sink cannot
+    keep, is logged as a warning and left out; there is no end to the work before all images are through, but for errors
+    in writing.
 
     With ``engine="ray"`` the images are described by actors on a Ray cluster: the one that the environment variable
     ``RAY_ADDRESS`` names, or that runs on this machine, or one that is started here for the time. Its machines need
@@ -91,35 +92,63 @@ def extract_images(
         ImportError: Ray is asked for and not installed.
         ValueError: an argument is out of range, or the sink holds features that were made with other settings or
             weights, and ``overwrite`` is not set or would leave some of them beside the new ones.
-        OSError: features cannot be written.
+        OSError: features cannot be written, or another run is at work on the sink.
     """
     _check(images, max_keypoints, orientation, threads, engine, workers)
     how = How(max_keypoints, orientation, derivatives)
-    settings = json.dumps(feature_settings(extractor, max_keypoints, orientation, derivatives), sort_keys=True)
-    stored = sink.stored(images)
-    refuse_other_settings(stored, settings, set(images) if overwrite else set())
-    kept = () if overwrite else tuple(name for name in images if name in stored)
-    left = {name: Path(path) for name, path in images.items() if overwrite or name not in stored}
+    settings = feature_settings(extractor, max_keypoints, orientation, derivatives)
+    with sink.sole_use():
+        # Whatever cannot be kept is known before any work.
+        broken = dict(sink.unfit(images))
+        for name, what in broken.items():
+            logger.warning("left out %s: %s", name, what)
+        fit = [name for name in images if name not in broken]
+        stored = sink.stored(fit)
+        _refuse_other_settings(stored, settings, set(fit) if overwrite else set())
+        kept = () if overwrite else tuple(name for name in fit if name in stored)
+        left = {name: Path(images[name]) for name in fit if overwrite or name not in stored}
 
-    outcomes = (
-        describe_images(extractor, left, how, threads or min(os.cpu_count() or 1, MAX_THREADS))
-        if engine == "local"
-        else describe_with_ray(extractor, left, how, threads, workers)
-    )
-    described, broken = [], {}
-    with tqdm(
-        total=len(images), initial=len(kept), desc="extract", unit="image", disable=None if progress else True
-    ) as bar:
-        for name, outcome in outcomes:
-            if isinstance(outcome, str):
-                broken[name] = outcome
-                logger.warning("left out %s: %s", name, outcome)
-            else:
-                sink.write(name, outcome, settings)
-                described.append(name)
-            bar.update()
-    sink.finish()
+        outcomes = (
+            describe_images(extractor, left, how, threads or min(os.cpu_count() or 1, MAX_THREADS))
+            if engine == "local"
+            else describe_with_ray(extractor, left, how, threads, workers)
+        )
+        described = []
+        with tqdm(
+            total=len(images),
+            initial=len(images) - len(left),
+            desc="extract",
+            unit="image",
+            disable=None if progress else True,
+        ) as bar:
+            for name, outcome in outcomes:
+                if isinstance(outcome, str):
+                    broken[name] = outcome
+                    logger.warning("left out %s: %s", name, outcome)
+                else:
+                    sink.write(name, outcome, json.dumps(settings, sort_keys=True))
+                    described.append(name)
+                bar.update()
+        sink.finish()
     return Extraction(tuple(described), kept, broken)
+
+
+def _refuse_other_settings(stored: Mapping[str, str | None], settings: Mapping[str, Any], replaced: set[str]) -> None:
+    """Refuse to keep features beside such as were made with other settings, but for those that are replaced."""
+    hint = "" if replaced else ", or replace them with --overwrite (overwrite=True)"
+    for name, text in stored.items():
+        if name not in replaced:
+            what = f"the output holds features of {name}"
+            refuse_other_settings(what, _parsed(text), settings, f"choose another output{hint}")
+
+
+def _parsed(text: str | None) -> dict[str, Any] | None:
+    """Settings as they are kept; None where they are not known."""
+    try:
+        settings = parse_json(text or "", "settings")
+    except ValueError:
+        return None
+    return settings if isinstance(settings, dict) else None
 
 
 def name_images(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
@@ -177,5 +206,7 @@ def _check(
         raise ValueError(f"engine is {engine!r}; expected one of {', '.join(map(repr, get_args(Engine)))}")
     if engine == "local" and workers is not None:
         raise ValueError(f"workers is {workers}, but engine is 'local', which has none; use engine 'ray', or threads")
+    if engine == "ray":
+        import_ray()
     for name in images:
         below(Path("the output"), name, "images")

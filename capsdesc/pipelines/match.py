@@ -1,21 +1,91 @@
-"""Listed pairs of images, matched from the features in a file of hloc."""
+"""Listed pairs of images, matched from features that are kept in files."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tqdm import tqdm
 
-from capsdesc.io.hloc import ScoredMatches, read_features, read_names, write_matches
+from capsdesc.io.files import sweep
+from capsdesc.io.hloc import ScoredMatches, check_features, pair_name, read_features, read_names, write_matches
+from capsdesc.io.locks import sole_use
 from capsdesc.matching import match
-from capsdesc.types import Features
+from capsdesc.types import Features, Matches
+
+logger = logging.getLogger(__name__)
 
 # Features of so many images are kept in memory, as lists of pairs come back to an image soon or not at all.
 _CACHED_IMAGES = 64
+
+
+class MatchedPair(NamedTuple):
+    """Two images, their features and the matches of these, on the device on which they were matched."""
+
+    names: tuple[str, str]
+    features: tuple[Features, Features]
+    matches: Matches
+
+
+def match_listed(
+    pairs: Sequence[tuple[str, str]],
+    load: Callable[[str], Features],
+    *,
+    ratio: float | None = None,
+    max_shift: float | None = None,
+    device: torch.device | str | None = None,
+    cached: int = _CACHED_IMAGES,
+    progress: bool | None = None,
+) -> Iterator[MatchedPair]:
+    """Match pairs of images one after the other, each as :func:`capsdesc.match` does.
+
+    Args:
+        pairs: names of two images each.
+        load: the features of an image by its name, in numpy.
+        ratio: as for :func:`capsdesc.match`.
+        max_shift: likewise.
+        device: where to match; ``None``: in numpy.
+        cached: features of so many images are kept in memory.
+        progress: whether to show progress on standard error; ``None``: where that is a terminal.
+    """
+
+    @functools.lru_cache(maxsize=cached)
+    def features(name: str) -> Features:
+        return load(name) if device is None else _moved(load(name), torch.device(device))
+
+    for names in tqdm(pairs, desc="matches", unit="pair", disable=None if progress is None else not progress):
+        first, second = (features(name) for name in names)
+        yield MatchedPair(names, (first, second), match(first, second, ratio=ratio, max_shift=max_shift))
+
+
+def _moved(features: Features, device: torch.device) -> Features:
+    """The same features with what matching reads on a device."""
+    return dataclasses.replace(
+        features,
+        descriptors=torch.as_tensor(features.descriptors, device=device),
+        derivatives=None if features.derivatives is None else torch.as_tensor(features.derivatives, device=device),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PairMatching:
+    """What became of listed pairs.
+
+    Attributes:
+        matched: pairs whose matches were written.
+        left_out: pairs that were not matched, with what is wrong with them.
+    """
+
+    matched: tuple[tuple[str, str], ...]
+    left_out: Mapping[tuple[str, str], str]
 
 
 def match_pairs(
@@ -25,12 +95,15 @@ def match_pairs(
     *,
     ratio: float | None = None,
     max_shift: float | None = None,
+    device: torch.device | str | None = None,
     progress: bool = False,
-) -> int:
+) -> PairMatching:
     """Match pairs of images of a features file and write hloc's matches file, whole or not at all.
 
     Matches are mutual nearest neighbours, see :func:`capsdesc.match`. Their score is (1 + c) / 2 for the cosine c of
-    the angle between the descriptors, which is what hloc's nearest neighbours give.
+    the angle between the descriptors, which is what hloc's nearest neighbours give. A pair that the file cannot hold,
+    as hloc's format gives it the name of another one, and a pair of an image whose features are broken are logged as a
+    warning and left out; both are found before any pair is matched.
 
     Args:
         features: file of hloc's format, see :mod:`capsdesc.io.hloc`.
@@ -38,14 +111,16 @@ def match_pairs(
         output: the matches file; replaced if it exists.
         ratio: of the ratio test, or ``None`` for none.
         max_shift: as for :func:`capsdesc.match`, or ``None`` for no check.
+        device: where to match; ``None``: on the CPU.
         progress: whether to show progress on standard error, where that is a terminal.
 
     Returns:
-        How many pairs were matched.
+        What became of the pairs.
 
     Raises:
         ImportError: h5py is not installed.
-        OSError: ``features`` is not there or no HDF5 file, or ``output`` cannot be written.
+        OSError: ``features`` is not there or no HDF5 file, ``output`` cannot be written, or another run is at work on
+            it.
         ValueError: an image is not in ``features``, ``ratio`` or ``max_shift`` is out of range, or there are no
             derivatives for ``max_shift``.
     """
@@ -55,25 +130,50 @@ def match_pairs(
     missing = sorted({name for pair in pairs for name in pair} - set(read_names(features)))
     if missing:
         raise ValueError(f"pairs name {len(missing)} images that are not in {features}, the first is {missing[0]!r}")
+    with sole_use(output, is_folder=False):
+        sweep(Path(output))
+        left_out = _unfit_pairs(features, list(unique.values()))
+        for names, what in left_out.items():
+            logger.warning("left out %s and %s: %s", *names, what)
+        kept = [names for names in unique.values() if names not in left_out]
+        found = match_listed(
+            kept,
+            lambda name: read_features(features, name),
+            ratio=ratio,
+            max_shift=max_shift,
+            device=device,
+            progress=None if progress else False,
+        )
+        write_matches(output, ((pair.names, len(pair.features[0]), _scored(pair)) for pair in found))
+    return PairMatching(tuple(kept), left_out)
 
-    @functools.lru_cache(maxsize=_CACHED_IMAGES)
-    def image(name: str) -> Features:
-        return read_features(features, name)
 
-    def matched() -> Iterator[tuple[tuple[str, str], int, ScoredMatches]]:
-        for names in tqdm(unique.values(), desc="match", unit="pair", disable=None if progress else True):
-            first, second = (image(name) for name in names)
-            indices = np.asarray(match(first, second, ratio=ratio, max_shift=max_shift).indices)
-            scores = _scores(
-                np.asarray(first.descriptors)[indices[:, 0]], np.asarray(second.descriptors)[indices[:, 1]]
-            )
-            yield names, len(first), ScoredMatches(indices, scores)
+def _unfit_pairs(features: str | os.PathLike[str], pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """What is wrong with those pairs that cannot be matched or kept."""
+    broken = check_features(features, {name for pair in pairs for name in pair})
+    unfit: dict[tuple[str, str], str] = {}
+    called: dict[frozenset[str], tuple[str, str]] = {}
+    for names in pairs:
+        group = pair_name(*names)
+        # Readers look for a pair in either order.
+        first = called.setdefault(frozenset(group.split("/")), names)
+        wrong = [broken[name] for name in names if name in broken]
+        if wrong:
+            unfit[names] = wrong[0]
+        elif first != names:
+            unfit[names] = f"hloc's files call them {group!r}, no other than {first[0]} and {first[1]}"
+        elif len(set(group.split("/"))) == 1 and names[0] != names[1]:
+            unfit[names] = f"hloc's files call them {group!r}, whichever comes first"
+    return unfit
 
-    write_matches(output, matched())
-    return len(unique)
 
-
-def _scores(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _scored(pair: MatchedPair) -> ScoredMatches:
+    indices = _to_numpy(pair.matches.indices)
+    a, b = (_to_numpy(features.descriptors)[indices[:, column]] for column, features in enumerate(pair.features))
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosines = (a * b).sum(axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)
-    return np.asarray((1 + cosines) / 2, dtype=np.float32)
+    return ScoredMatches(indices, np.asarray((1 + cosines) / 2, dtype=np.float32))
+
+
+def _to_numpy(values: object) -> npt.NDArray[Any]:
+    return np.asarray(torch.as_tensor(values).cpu())

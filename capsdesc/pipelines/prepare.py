@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,21 @@ import cv2
 import yaml
 from tqdm import tqdm
 
-from capsdesc.images import find_images, read_image
+from capsdesc.images import read_image
 from capsdesc.io.colmap import import_pycolmap
 from capsdesc.io.database import check_camera_model
-from capsdesc.io.files import atomic_path
-from capsdesc.io.settings import build
+from capsdesc.io.files import atomic_path, sweep, sweep_folder
+from capsdesc.io.settings import build, refuse_other_settings
 from capsdesc.io.text import parse_yaml, read_text
 from capsdesc.pipelines.colmap import (
     ModelSummary,
+    check_enough,
     colmap_pairing,
     extract_sift,
-    is_mapped,
-    make_out_folder,
-    map_photographs,
+    find_photographs,
     match_sift,
-    read_models,
-    verify,
+    open_workspace,
+    reconstruct_models,
 )
 
 logger = logging.getLogger(__name__)
@@ -83,24 +82,27 @@ def prepare(photographs: Path, out: Path, config: PrepareConfig, *, threads: int
         ValueError: fewer than two photographs can be read, ``out`` lies in ``photographs`` or was prepared with other
             settings, or ``threads`` is neither positive nor -1.
         FileExistsError: ``out/sparse`` holds models that come from elsewhere.
+        BlockingIOError: another run is at work in ``out``.
         RuntimeError: no two photographs could be related to each other.
     """
-    files = find_images(photographs)
-    make_out_folder(photographs, out, threads)
-    _pin_settings(out / "prepare.yaml", config)
-    names = _gather(photographs, files, out / "images", config.max_size)
-    if len(names) < 2:
-        raise ValueError(f"{len(names)} photographs in {photographs} can be read; expected at least two")
-    models = out / "sparse"
-    if not is_mapped(models, names):
-        database = out / "database.db"
-        extract_sift(database, out / "images", names, camera_model=config.camera_model, threads=threads)
-        if config.max_size is not None:
-            _restore_focal_lengths(database, photographs, names, config.camera_model)
-        match_sift(database, colmap_pairing(config.matcher), threads)
-        verify(database, threads)
-        map_photographs(database, out / "images", models, names, threads)
-    found = read_models(models, names)
+    files = find_photographs(photographs)
+    with open_workspace(photographs, out, threads) as opened:
+        workspace = dataclasses.replace(opened, images=out / "images")
+        _pin_settings(out / "prepare.yaml", config)
+        names = _gather(photographs, files, workspace.images, config.max_size)
+        check_enough(names, photographs)
+
+        def find_features() -> None:
+            extract_sift(workspace.database, workspace.images, names, camera_model=config.camera_model, threads=threads)
+            if config.max_size is not None:
+                _restore_focal_lengths(workspace.database, photographs, names, config.camera_model)
+
+        found = reconstruct_models(
+            workspace,
+            names,
+            find_features=find_features,
+            match_features=lambda: match_sift(workspace.database, colmap_pairing(config.matcher), threads),
+        )
     if not found:
         raise RuntimeError(
             f"no two of the {len(names)} photographs could be related to each other: do they overlap, and is there "
@@ -111,23 +113,24 @@ def prepare(photographs: Path, out: Path, config: PrepareConfig, *, threads: int
 
 def _pin_settings(path: Path, config: PrepareConfig) -> None:
     """Refuse to mix settings in one folder."""
+    sweep(path)
     if path.exists():
         earlier = build(PrepareConfig, parse_yaml(read_text(path), str(path)), str(path))
-        if earlier != config:
-            raise ValueError(f"{path.parent} was prepared with {earlier}, not {config}; choose another folder")
+        refuse_other_settings(f"{path.parent} holds a scene", dataclasses.asdict(earlier), dataclasses.asdict(config))
         return
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
 
 
-def _gather(photographs: Path, files: Sequence[Path], images: Path, max_size: int | None) -> list[str]:
+def _gather(photographs: Path, files: Mapping[str, Path], images: Path, max_size: int | None) -> list[str]:
     """Put the readable photographs into ``images``; returns their names, relative to it."""
     in_place = images.resolve() == photographs.resolve()
     if in_place and max_size is not None:
         raise ValueError(f"max_size is {max_size} but {photographs} is the folder to write to; name another folder")
+    if not in_place and images.is_dir():
+        sweep_folder(images)
     names = []
-    for file in tqdm(files, desc="photographs", disable=None):
-        name = file.relative_to(photographs)
+    for name, file in tqdm(files.items(), desc="photographs", disable=None):
         target = images / name
         if in_place or not target.exists():
             try:
@@ -141,7 +144,7 @@ def _gather(photographs: Path, files: Sequence[Path], images: Path, max_size: in
                 _write_shrunken(picture, target, max_size)
             else:
                 _link(file, target)
-        names.append(name.as_posix())
+        names.append(name)
     return names
 
 
@@ -149,8 +152,10 @@ def _write_shrunken(picture: Any, target: Path, max_size: int) -> None:
     scale = max_size / max(picture.shape[:2])
     height, width = (max(1, round(edge * scale)) for edge in picture.shape[:2])
     small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    # OpenCV does not tell when a disk is full.
+    _, encoded = cv2.imencode(target.suffix, small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     with atomic_path(target) as temporary:
-        cv2.imwrite(str(temporary), small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        temporary.write_bytes(encoded.tobytes())
 
 
 def _link(file: Path, target: Path) -> None:

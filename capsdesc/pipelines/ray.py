@@ -36,6 +36,19 @@ class _RayWorker:
             yield {key: np.array([value], dtype=object) for key, value in row.items()}
 
 
+def import_ray() -> Any:
+    """The ray module, with ray.data.
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
+    try:
+        importlib.import_module("ray.data")
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise ImportError("engine is 'ray', which needs Ray: pip install \"capsdesc[ray]\"") from error
+
+
 def describe_with_ray(
     extractor: CAPSExtractor,
     images: Mapping[str, Path],
@@ -44,11 +57,7 @@ def describe_with_ray(
     workers: int | None,
 ) -> Iterator[tuple[str, Outcome]]:
     """As :func:`describe_images`, on a Ray cluster, in whatever order the images are done."""
-    try:
-        ray = importlib.import_module("ray")
-        importlib.import_module("ray.data")
-    except ImportError as error:
-        raise ImportError("engine is 'ray', which needs Ray: pip install \"capsdesc[ray]\"") from error
+    ray = import_ray()
     if not images:
         return
     started = not ray.is_initialized()

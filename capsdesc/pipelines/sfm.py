@@ -7,39 +7,37 @@ pair it was at; only the mapping, the shortest part, starts anew. Models are ren
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.describe.orientation import Orientation, check_orientation
-from capsdesc.images import find_images
 from capsdesc.io.colmap import import_pycolmap
 from capsdesc.io.database import ColmapDatabase, check_camera_model
+from capsdesc.io.locks import sole_use
 from capsdesc.io.npz import load_features
 from capsdesc.keypoints import SIFTDetector
-from capsdesc.matching import MAX_SHIFT, match
+from capsdesc.matching import MAX_SHIFT
 from capsdesc.pipelines.colmap import (
+    Workspace,
+    check_enough,
     colmap_pairing,
     extract_sift,
+    find_photographs,
     generated_pairs,
-    is_mapped,
-    make_out_folder,
-    map_photographs,
     match_sift,
-    read_models,
-    verify,
+    open_workspace,
+    reconstruct_models,
 )
 from capsdesc.pipelines.extract import extract_images, feature_settings
+from capsdesc.pipelines.match import match_listed
 from capsdesc.pipelines.retrieval import retrieved_pairs
 from capsdesc.pipelines.stores import NpzFolder
 from capsdesc.pipelines.summary import Reconstruction, Record
-from capsdesc.types import Features
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +119,9 @@ def reconstruct(
     """Reconstruct photographs from keypoints that CAPS describes.
 
     Writes ``out/features``, ``out/database.db``, the models ``out/sparse/0``, ``1``, ..., the one with most photographs
-    first, and ``out/summary.json``. Photographs that cannot be read are left out with a warning. What an earlier run
-    finished is not done again; photographs may have been added.
+    first, and ``out/summary.json``. ``out/images`` becomes a link to the photographs: ``out`` is a scene to train on.
+    Photographs that cannot be read are left out with a warning. What an earlier run finished is not done again;
+    photographs may have been added.
 
     Args:
         photographs: folder of the photographs, subfolders included.
@@ -135,53 +134,47 @@ def reconstruct(
         ImportError: pycolmap is not installed.
         FileNotFoundError: there is no folder ``photographs``.
         FileExistsError: ``out/sparse`` holds models that come from elsewhere.
+        BlockingIOError: another run is at work in ``out``.
         ValueError: fewer than two photographs can be read, ``out`` lies in ``photographs`` or has results of other
             settings or weights, or ``threads`` is neither positive nor -1.
     """
     config = config or SfmConfig()
-    images = {path.relative_to(photographs).as_posix(): path for path in find_images(photographs)}
-    make_out_folder(photographs, out, threads)
-    features = feature_settings(extractor, config.max_keypoints, config.orientation, config.max_shift is not None)
-    record = Record(out, {**dataclasses.asdict(config), **features})
-    sink = NpzFolder(out / "features")
-    with record.stage("caps", "features"):
-        extraction = extract_images(
-            extractor,
-            images,
-            sink,
-            max_keypoints=config.max_keypoints,
-            orientation=config.orientation,
-            derivatives=config.max_shift is not None,
-            threads=None if threads == -1 else threads,
-            progress=True,
+    images = find_photographs(photographs)
+    with open_workspace(photographs, out, threads) as workspace:
+        features = feature_settings(extractor, config.max_keypoints, config.orientation, config.max_shift is not None)
+        record = Record(out, {**dataclasses.asdict(config), **features})
+        _link_photographs(photographs, out / "images")
+        sink = NpzFolder(out / "features")
+        with record.stage("caps", "features"):
+            extraction = extract_images(
+                extractor,
+                images,
+                sink,
+                max_keypoints=config.max_keypoints,
+                orientation=config.orientation,
+                derivatives=config.max_shift is not None,
+                threads=None if threads == -1 else threads,
+                progress=True,
+            )
+        names = [name for name in images if name not in extraction.broken]
+        refused = _import_images(workspace, names, config)
+        names = [name for name in names if name not in refused]
+        check_enough(names, photographs)
+
+        def write_keypoints() -> None:
+            with ColmapDatabase(workspace.database) as database:
+                for name in names:
+                    if not database.has_keypoints(name):
+                        database.write_keypoints(name, load_features(sink.path(name)).keypoints)
+
+        models = reconstruct_models(
+            workspace,
+            names,
+            find_features=write_keypoints,
+            match_features=lambda: _match(workspace.database, names, sink, config, extractor.device),
+            stage=lambda stage: record.stage("caps", stage),
         )
-    path = out / "database.db"
-    with ColmapDatabase(path) as database:
-        refused = database.import_images(
-            photographs,
-            (name for name in images if name not in extraction.broken),
-            camera_model=config.camera_model,
-            single_camera=config.single_camera,
-        )
-    size = ", or it has another size than the first" if config.single_camera else ""
-    for name in refused:
-        logger.warning("left out %s: COLMAP cannot read it%s", name, size)
-    names = [name for name in images if name not in extraction.broken and name not in refused]
-    if len(names) < 2:
-        raise ValueError(f"{len(names)} photographs in {photographs} can be read; expected at least two")
-    models = out / "sparse"
-    if not is_mapped(models, names):
-        with ColmapDatabase(path) as database:
-            for name in names:
-                if not database.has_keypoints(name):
-                    database.write_keypoints(name, load_features(sink.path(name)).keypoints)
-            with record.stage("caps", "matches"):
-                _match(database, names, sink, config, extractor.device)
-        with record.stage("caps", "verification"):
-            verify(path, threads)
-        with record.stage("caps", "mapping"):
-            map_photographs(path, photographs, models, names, threads)
-    return record.finish("caps", names, read_models(models, names))
+        return record.finish("caps", names, models)
 
 
 def reconstruct_with_sift(
@@ -201,59 +194,79 @@ def reconstruct_with_sift(
     Raises:
         ValueError: pairs come from retrieval and names have spaces, which COLMAP's lists of pairs do not allow.
     """
-    record = Record(out, dataclasses.asdict(config))
-    folder = out / "sift"
-    models = folder / "sparse"
     if config.pairs == "retrieval" and any(len(name.split()) > 1 for name in names):
         raise ValueError("COLMAP's SIFT cannot match listed pairs of photographs whose names have spaces; rename them")
-    folder.mkdir(exist_ok=True)
-    if not is_mapped(models, names):
-        path = folder / "database.db"
-        if config.pairs == "retrieval":
-            pairs = retrieved_pairs(names, NpzFolder(out / "features"), config.neighbours)
-            listed = folder / "pairs.txt"
-            listed.write_text("".join(f"{first} {second}\n" for first, second in pairs), encoding="utf-8")
-            pairing = import_pycolmap().ImportedPairingOptions(match_list_path=listed)
-        else:
-            pairing = colmap_pairing(config.pairs, config.overlap)
-        with record.stage("sift", "features"):
-            extract_sift(
-                path,
+    with sole_use(out, is_folder=True), open_workspace(photographs, out / "sift", threads) as workspace:
+        record = Record(out, dataclasses.asdict(config))
+
+        def match_features() -> None:
+            if config.pairs == "retrieval":
+                pairs = retrieved_pairs(names, NpzFolder(out / "features"), config.neighbours)
+                listed = workspace.folder / "pairs.txt"
+                listed.write_text("".join(f"{first} {second}\n" for first, second in pairs), encoding="utf-8")
+                pairing = import_pycolmap().ImportedPairingOptions(match_list_path=listed)
+            else:
+                pairing = colmap_pairing(config.pairs, config.overlap)
+            match_sift(workspace.database, pairing, threads)
+
+        models = reconstruct_models(
+            workspace,
+            names,
+            find_features=lambda: extract_sift(
+                workspace.database,
                 photographs,
                 names,
                 camera_model=config.camera_model,
                 single_camera=config.single_camera,
                 max_features=config.max_keypoints,
                 threads=threads,
-            )
-        with record.stage("sift", "matches"):
-            match_sift(path, pairing, threads)
-        with record.stage("sift", "verification"):
-            verify(path, threads)
-        with record.stage("sift", "mapping"):
-            map_photographs(path, photographs, models, names, threads)
-    return record.finish("sift", names, read_models(models, names))
-
-
-def _match(
-    database: ColmapDatabase, names: Sequence[str], sink: NpzFolder, config: SfmConfig, device: torch.device
-) -> None:
-    """Match the pairs that are not matched yet."""
-
-    @functools.lru_cache(maxsize=_CACHED_IMAGES)
-    def features(name: str) -> Features:
-        stored = load_features(sink.path(name))
-        return dataclasses.replace(
-            stored,
-            descriptors=torch.as_tensor(stored.descriptors, device=device),
-            derivatives=None if stored.derivatives is None else torch.as_tensor(stored.derivatives, device=device),
+            ),
+            match_features=match_features,
+            stage=lambda stage: record.stage("sift", stage),
         )
+        return record.finish("sift", names, models)
 
+
+def _link_photographs(photographs: Path, link: Path) -> None:
+    """Have the photographs beside the models, where whoever reads COLMAP's models looks for them."""
+    if link.is_symlink() and not link.samefile(photographs):
+        link.unlink()
+    if link.exists():
+        if not link.samefile(photographs):
+            logger.warning("%s is not %s, whose photographs are reconstructed", link, photographs)
+        return
+    try:
+        link.symlink_to(photographs.resolve(), target_is_directory=True)
+    except OSError as error:  # the file system or the user's rights allow no links
+        logger.warning("%s is no link to the photographs: %s", link, error)
+
+
+def _import_images(workspace: Workspace, names: Sequence[str], config: SfmConfig) -> list[str]:
+    """Put photographs that have features into the database; returns those that COLMAP refuses."""
+    with ColmapDatabase(workspace.database) as database:
+        refused = database.import_images(
+            workspace.images, names, camera_model=config.camera_model, single_camera=config.single_camera
+        )
+    size = ", or it has another size than the first" if config.single_camera else ""
+    for name in refused:
+        logger.warning("left out %s: COLMAP cannot read it%s", name, size)
+    return refused
+
+
+def _match(path: Path, names: Sequence[str], sink: NpzFolder, config: SfmConfig, device: torch.device) -> None:
+    """Match the pairs that are not matched yet."""
     if config.pairs == "retrieval":
         pairs = retrieved_pairs(names, sink, config.neighbours)
     else:
-        pairs = generated_pairs(database.path, names, colmap_pairing(config.pairs, config.overlap))
-    for first, second in tqdm(pairs, desc="matches", unit="pair", disable=None):
-        if not database.has_matches(first, second):
-            found = match(features(first), features(second), ratio=config.ratio, max_shift=config.max_shift)
-            database.write_matches(first, second, found)
+        pairs = generated_pairs(path, names, colmap_pairing(config.pairs, config.overlap))
+    with ColmapDatabase(path) as database:
+        found = match_listed(
+            [pair for pair in pairs if not database.has_matches(*pair)],
+            lambda name: load_features(sink.path(name)),
+            ratio=config.ratio,
+            max_shift=config.max_shift,
+            device=device,
+            cached=_CACHED_IMAGES,
+        )
+        for pair in found:
+            database.write_matches(*pair.names, pair.matches)

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
-import re
 import shutil
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path, PurePath
 from typing import Protocol
 
-from capsdesc.io.files import atomic_path
-from capsdesc.io.hloc import import_h5py, read_features, read_names, read_settings, write_features
+from capsdesc.io.files import atomic_path, is_temporary, sweep, sweep_folder
+from capsdesc.io.hdf5 import import_h5py
+from capsdesc.io.hloc import read_features, read_names, read_settings, write_features
+from capsdesc.io.locks import sole_use
 from capsdesc.io.npz import load_features, save_features, settings_in
+from capsdesc.io.text import not_utf8
 from capsdesc.types import Features
 
 HLOC_SUFFIXES = (".h5", ".hdf5")
-# What atomic_path leaves where the process was killed.
-_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.npz")
 
 
 class FeatureSink(Protocol):
     """Where features are kept by the names of their images."""
+
+    def sole_use(self) -> AbstractContextManager[None]:
+        """For the length of the block no other run writes here; what killed runs left half written is removed.
+
+        Raises:
+            BlockingIOError: another run is at work here.
+        """
+        ...
+
+    def unfit(self, names: Iterable[str]) -> Mapping[str, str]:
+        """Those names of images under which nothing can be kept here, with the reason."""
+        ...
 
     def stored(self, names: Iterable[str]) -> Mapping[str, str | None]:
         """What is kept already and must agree with features of these images: for each image the settings it was made
@@ -36,6 +50,11 @@ class FeatureSink(Protocol):
     def finish(self) -> None:
         """All images are done."""
         ...
+
+
+def feature_sink(path: str | os.PathLike[str]) -> FeatureSink:
+    """A file of hloc where the path ends as HDF5 files do, in whatever case, and a folder of archives elsewhere."""
+    return HlocFile(path) if Path(path).suffix.lower() in HLOC_SUFFIXES else NpzFolder(path)
 
 
 class NpzFolder:
@@ -56,6 +75,27 @@ class NpzFolder:
     def path(self, name: str) -> Path:
         """The file of an image."""
         return self.folder / f"{name}.npz"
+
+    @contextlib.contextmanager
+    def sole_use(self) -> Iterator[None]:
+        """See :meth:`FeatureSink.sole_use`."""
+        with sole_use(self.folder, is_folder=True):
+            sweep_folder(self.folder)
+            yield
+
+    def unfit(self, names: Iterable[str]) -> dict[str, str]:
+        """Names that the file system does not take; it is asked, as each has rules of its own. The folder exists."""
+        found = {}
+        for name in names:
+            *folders, file = PurePath(name).parts
+            for part in (*folders, f"{file}.npz"):
+                try:
+                    os.lstat(self.folder / part)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    found[name] = f"no file can be called {part!r} in {self.folder}: {error.strerror}"
+        return found
 
     def stored(self, names: Iterable[str]) -> dict[str, str | None]:
         """The settings of those images that have a file."""
@@ -94,6 +134,20 @@ class HlocFile:
         self._parts = NpzFolder(self.path.with_name(f"{self.path.name}.parts"))
         self._settings: str | None = None
 
+    @contextlib.contextmanager
+    def sole_use(self) -> Iterator[None]:
+        """See :meth:`FeatureSink.sole_use`."""
+        with sole_use(self.path, is_folder=False):
+            sweep(self.path)
+            if self._parts.folder.is_dir():
+                sweep_folder(self._parts.folder)
+            yield
+
+    def unfit(self, names: Iterable[str]) -> dict[str, str]:
+        """Names that are no UTF-8, or too long for the folder beside the file."""
+        names = list(names)
+        return {**self._parts.unfit(names), **not_utf8(names)}
+
     def stored(self, names: Iterable[str]) -> dict[str, str | None]:
         """The settings of every image in the file or in the folder beside it: they would all be in one file."""
         return {**dict.fromkeys(self._written(), self._written_settings()), **self._parts.stored(self._spooled())}
@@ -116,6 +170,7 @@ class HlocFile:
         """Write the file, whole or not at all, and remove the folder."""
         spooled = self._spooled()
         if not spooled:
+            shutil.rmtree(self._parts.folder, ignore_errors=True)
             return
         settings = self._settings or settings_in(self._parts.path(spooled[0]))
         kept = sorted(set(self._written()) - set(spooled))
@@ -128,11 +183,12 @@ class HlocFile:
 
     def _spooled(self) -> list[str]:
         folder = self._parts.folder
-        return sorted(
+        names = [
             path.relative_to(folder).as_posix().removesuffix(".npz")
             for path in folder.rglob("*.npz")
-            if not _TEMPORARY.fullmatch(path.name)
-        )
+            if not is_temporary(path)
+        ]
+        return sorted(set(names) - set(not_utf8(names)))
 
     def _written(self) -> list[str]:
         return read_names(self.path) if self.path.exists() else []

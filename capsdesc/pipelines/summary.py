@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from capsdesc.io.files import atomic_path
+from capsdesc.io.files import atomic_path, sweep
+from capsdesc.io.settings import refuse_other_settings
 from capsdesc.io.text import parse_json, read_text
 from capsdesc.pipelines.colmap import ModelSummary
 
@@ -35,6 +36,7 @@ class Record:
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         self._path = out / "summary.json"
+        sweep(self._path)
         self._content: dict[str, Any] = {"settings": dict(settings), "methods": {}}
         if self._path.exists():
             self._content = parse_json(read_text(self._path), str(self._path))
@@ -46,14 +48,9 @@ class Record:
         content = self._content if isinstance(self._content, dict) else {}
         if not all(isinstance(content.get(key), dict) for key in ("settings", "methods")):
             raise ValueError(f"{self._path} is no summary of this command; choose another folder")
-        earlier = content["settings"]
-        differences = [
-            f"{key} {earlier.get(key)!r}, now {value!r}" for key, value in settings.items() if earlier.get(key) != value
-        ]
-        if differences:
-            raise ValueError(
-                f"{self._path.parent} has results of other settings ({'; '.join(differences)}); choose another folder"
-            )
+        # What COLMAP's SIFT is told is a part of what CAPS is.
+        earlier = {key: content["settings"].get(key) for key in settings}
+        refuse_other_settings(f"{self._path.parent} has results", earlier, settings)
 
     def _method(self, name: str) -> dict[str, Any]:
         method: dict[str, Any] = self._content["methods"].setdefault(name, {"seconds": {}, "models": []})

@@ -14,10 +14,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from capsdesc.io.files import atomic_path
+from capsdesc.io.files import atomic_path, sweep
+from capsdesc.io.settings import refuse_other_settings
+from capsdesc.io.text import parse_yaml
 from capsdesc.training.averaging import MovingAverage
 from capsdesc.training.config import TrainingConfig
 from capsdesc.training.distributed import from_main, is_main
+from capsdesc.weights.files import CARD_FILE, CONFIG_FILE, TENSORS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +106,8 @@ class RunFolder:
     def _open(self) -> Mapping[str, Any] | None:
         """The state to go on from; without one, the folder of a run that begins."""
         self.path.mkdir(parents=True, exist_ok=True)
+        written = (CHECKPOINT, LOG, CONFIG, BEST, TENSORS_FILE, CONFIG_FILE, CARD_FILE)
+        sweep(*(self.path / name for name in written))
         if not (self.path / CHECKPOINT).exists():
             with atomic_path(self.path / CONFIG) as path:
                 path.write_text(self.config.to_yaml(), encoding="utf-8")
@@ -110,10 +115,11 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             return None
         state = _read_checkpoint(self.path / CHECKPOINT)
-        for name, own in (("config", self.config.to_yaml()), ("data", self.data)):
-            if state[name] != own:
-                other = {"config": "with other settings", "data": "on other data"}[name]
-                raise ValueError(f"{self.path} holds a run {other}: give another folder, or the same to resume")
+        earlier, now = (parse_yaml(text, "settings") for text in (state["config"], self.config.to_yaml()))
+        remedy = "give another folder, or the same settings to resume"
+        refuse_other_settings(f"{self.path} holds a run", earlier, now, remedy)
+        if state["data"] != self.data:
+            raise ValueError(f"{self.path} holds a run on other data; give another folder, or the same data to resume")
         _cut_log(self.path / LOG, state["step"])
         return state
 

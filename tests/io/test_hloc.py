@@ -27,7 +27,7 @@ from capsdesc.io.hloc import (
     write_matches,
 )
 from capsdesc.io.pairs import read_pairs
-from capsdesc.pipelines.match import match_pairs
+from capsdesc.pipelines.match import PairMatching, match_pairs
 
 Array = npt.NDArray[Any]
 Capture = pytest.CaptureFixture[str]
@@ -317,7 +317,7 @@ def test_pairs_of_raw_descriptors_are_matched_by_distance(tmp_path: Path) -> Non
         for name in "ab"
     }
     write_features(tmp_path / "features.h5", raw.items())
-    assert match_pairs(tmp_path / "features.h5", [("a", "b")], tmp_path / "matches.h5") == 1
+    assert match_pairs(tmp_path / "features.h5", [("a", "b")], tmp_path / "matches.h5").matched == (("a", "b"),)
     found = read_matches(tmp_path / "matches.h5", "a", "b")
     np.testing.assert_array_equal(found.indices, match(raw["a"], raw["b"]).indices)
     a, b = (np.asarray(raw[name].descriptors)[found.indices[:, k]] for k, name in enumerate("ab"))
@@ -329,8 +329,9 @@ def test_pairs_of_raw_descriptors_are_matched_by_distance(tmp_path: Path) -> Non
 def test_no_pairs_and_no_keypoints(tmp_path: Path) -> None:
     file, output = tmp_path / "features.h5", tmp_path / "matches.h5"
     write_features(file, {"empty.jpg": features(0), "a.jpg": features(3)}.items())
-    assert match_pairs(file, [], output) == 0
-    assert match_pairs(file, [("empty.jpg", "a.jpg"), ("a.jpg", "empty.jpg"), ("a.jpg", "a.jpg")], output) == 2
+    assert match_pairs(file, [], output) == PairMatching((), {})
+    done = match_pairs(file, [("empty.jpg", "a.jpg"), ("a.jpg", "empty.jpg"), ("a.jpg", "a.jpg")], output)
+    assert done == PairMatching((("empty.jpg", "a.jpg"), ("a.jpg", "a.jpg")), {})
     assert len(read_matches(output, "a.jpg", "empty.jpg")) == 0
     assert read_matches(output, "a.jpg", "a.jpg").indices.tolist() == [[0, 0], [1, 1], [2, 2]]
 

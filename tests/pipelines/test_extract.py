@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,13 @@ def write(path: Path, pixels: Pixels) -> Path:
 
 
 def files_below(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """All but the locks, which stay."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -120,6 +127,12 @@ class Memory:
         self.features: dict[str, Features] = {}
         self.settings: dict[str, str | None] = {}
         self.finished = 0
+
+    def sole_use(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def unfit(self, names: Iterable[str]) -> dict[str, str]:
+        return {}
 
     def stored(self, names: Iterable[str]) -> dict[str, str | None]:
         return {name: self.settings[name] for name in names if name in self.settings}
@@ -459,7 +472,7 @@ def test_hloc_file_takes_in_more_images(caps: CAPSExtractor, photos: Path, tmp_p
     # Overwriting some would leave the others beside them.
     with pytest.raises(ValueError, match=r"of b\.png made with settings that differ in max_keypoints \(10, now 11\)"):
         extract_images(caps, name_images([photos / "a.png"]), HlocFile(output), max_keypoints=11, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.h5", "photos"]
+    assert visible(tmp_path) == ["features.h5", "photos"]
 
 
 def test_hloc_file_after_a_killed_write(model: str, photos: Path, tmp_path: Path) -> None:
@@ -469,7 +482,7 @@ def test_hloc_file_after_a_killed_write(model: str, photos: Path, tmp_path: Path
     (tmp_path / "features.h5.parts" / f".{'0' * 32}.npz").write_bytes(b"PK half a file")
     assert extract_images(with_detector(model, Counting()), images, HlocFile(output)).kept == ("a.png", "b.png")
     assert sorted(h5_features(output)) == sorted(images)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.h5", "photos"]
+    assert visible(tmp_path) == ["features.h5", "photos"]
 
 
 def test_hloc_file_that_is_a_folder_or_no_hdf5(
@@ -490,7 +503,7 @@ def test_missing_packages_are_named(
     fails(capsys, [*command, str(tmp_path / "features.h5")], r'pip install "capsdesc\[hloc\]"')
     monkeypatch.setitem(sys.modules, "ray", None)
     fails(capsys, [*command, str(tmp_path / "features"), "--engine", "ray"], r'pip install "capsdesc\[ray\]"')
-    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    assert visible(tmp_path) == ["photos"]
 
 
 # The command

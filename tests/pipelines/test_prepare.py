@@ -129,7 +129,7 @@ def test_a_finished_run_is_not_done_again(
     assert run(parser.parse_args(arguments)) == 0
     assert capsys.readouterr().out == prepared.printed
     assert (prepared.out / "sparse" / "0" / "images.bin").stat().st_mtime_ns == written
-    with pytest.raises(ValueError, match="was prepared with"):
+    with pytest.raises(ValueError, match=r"differ in camera_model \(SIMPLE_PINHOLE, now OPENCV\)"):
         prepare(prepared.photographs, prepared.out, PrepareConfig(camera_model="OPENCV"))
 
 

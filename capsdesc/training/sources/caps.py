@@ -54,7 +54,7 @@ class CapsSource(PosesSource):
 
 def _read_img_cam(folder: Path) -> dict[str, PosedImage]:
     photographs: dict[str, PosedImage] = {}
-    for where, fields in read_lines(folder / "img_cam.txt"):
+    for where, fields in read_lines(folder / "img_cam.txt", names_first=True):
         if len(fields) != 19:
             raise ValueError(f"{where}: {len(fields)} fields; expected 19, of 'name w h fx fy cx cy R(9) t(3)'")
         name, numbers = fields[0], finite_numbers(fields[1:], where)
@@ -74,7 +74,7 @@ def _read_img_cam(folder: Path) -> dict[str, PosedImage]:
 def _read_pair_names(path: Path, photographs: Mapping[str, PosedImage]) -> Array:
     indices = {name: index for index, name in enumerate(photographs)}
     pairs = []
-    for where, fields in read_lines(path):
+    for where, fields in read_lines(path, names_first=True):
         if len(fields) != 2:
             raise ValueError(f"{where}: {len(fields)} fields; expected 2, of 'name0 name1'")
         unknown = [name for name in fields if name not in indices]

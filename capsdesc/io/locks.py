@@ -1,0 +1,68 @@
+"""One run at a time on an output: a second one is refused at once, before it touches anything."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+# In a folder that is locked.
+LOCK_NAME = ".capsdesc.lock"
+
+
+@contextlib.contextmanager
+def sole_use(output: str | os.PathLike[str], *, is_folder: bool) -> Iterator[None]:
+    """Hold an output for the length of the block, so that no other run writes to it.
+
+    The operating system holds the lock, a hidden file in the folder or beside the file, and lets go of it when the
+    process ends, however it ends. The hidden file stays: to remove it would open a gap between two runs.
+
+    Args:
+        output: the folder, made if it does not exist, or the file, whose folder is.
+        is_folder: which of the two.
+
+    Raises:
+        BlockingIOError: another run is at work there; the message says which.
+        OSError: the folder cannot be made or written to.
+    """
+    # By any of its names it is the same output.
+    path = Path(os.path.realpath(output))
+    folder = path if is_folder else path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / LOCK_NAME if is_folder else folder / f".{path.name}.lock"
+    # Some versions of filelock empty the file on trying.
+    holder = _read(file)
+    lock = FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        who = f" ({holder})" if holder else ""
+        raise BlockingIOError(
+            f"another run{who} is at work on {os.fspath(output)}: wait until it ends, or choose another output"
+        ) from None
+    try:
+        # On Windows nobody may write to a locked file, and then nobody is named.
+        with contextlib.suppress(OSError):
+            file.write_text(_myself(), encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _myself() -> str:
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
+    now = datetime.now().astimezone().isoformat(" ", "seconds")
+    return f"process {os.getpid()} on {socket.gethostname()}, {command!r}, since {now}"
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")[:300]
+    except OSError:
+        return ""
