@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 
 from capsdesc.checks import as_rotation
 from capsdesc.io.colmap_binary import check_whole
-from capsdesc.io.text import below
+from capsdesc.io.text import below, read_text
 from capsdesc.types import PosedImage
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ def find_model(folder: str | os.PathLike[str]) -> Path:
         FileNotFoundError: there is none.
     """
     for candidate in (Path(folder), Path(folder) / "sparse", Path(folder) / "sparse" / "0"):
-        if any((candidate / f"images.{ending}").is_file() for ending in ("bin", "txt")):
+        if _file_of(candidate, "images") is not None:
             return candidate
     raise FileNotFoundError(
         f"no COLMAP model in {folder}: expected cameras, images and points3D as .bin or .txt, "
@@ -62,7 +64,8 @@ def read_model(
     """The registered photographs of a COLMAP model, by name.
 
     Args:
-        model: folder with ``cameras``, ``images`` and ``points3D``, as ``.bin`` or ``.txt``.
+        model: folder with ``cameras``, ``images`` and ``points3D``, as ``.bin`` or ``.txt``. Without ``points3D`` the
+            photographs come without scene points, with a warning.
         images: folder that the model's image names are relative to.
         strict: whether a missing image file is an error; otherwise it is left out with a warning.
 
@@ -76,17 +79,23 @@ def read_model(
     """
     pycolmap = import_pycolmap()
     model, images = Path(model), Path(images)
-    if not any((model / f"cameras.{ending}").is_file() for ending in ("bin", "txt")):
+    if _file_of(model, "cameras") is None:
         raise FileNotFoundError(f"no COLMAP model in {model}: expected cameras, images and points3D as .bin or .txt")
     if not images.is_dir():
         raise FileNotFoundError(f"no image folder {images}")
     try:
-        check_whole(model, lambda model_id: _count_parameters(pycolmap, model_id))
-        reconstruction = pycolmap.Reconstruction(str(model))
-        registered = {image.name: image for image in reconstruction.images.values() if image.has_pose}
+        check_model(model)
+        reconstruction = _read(pycolmap, model)
+        names = _names_in_text(model)
+        registered = {
+            names.get(key, image.name): image for key, image in reconstruction.images.items() if image.has_pose
+        }
     except Exception as error:  # pycolmap raises whatever its C++ readers throw
         raise ValueError(f"the COLMAP model in {model} cannot be read: {error}") from error
 
+    has_points = _file_of(model, "points3D") is not None
+    if not has_points:
+        logger.warning("the COLMAP model in %s has no points3D file: its poses are read, without scene points", model)
     posed = []
     missing = []
     for name, image in sorted(registered.items()):
@@ -96,7 +105,7 @@ def read_model(
             continue
         where = f"the COLMAP model in {model} is broken: {name}"
         pose = image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world
-        ids = sorted({point.point3D_id for point in image.points2D if point.has_point3D()})
+        ids = sorted({point.point3D_id for point in image.points2D if point.has_point3D()}) if has_points else []
         lost = [point_id for point_id in ids if point_id not in reconstruction.points3D]
         if lost:
             raise ValueError(f"{where} sees point {lost[0]}, not in points3D")
@@ -122,6 +131,55 @@ def read_model(
     if not posed:
         raise ValueError(f"none of the images of the COLMAP model in {model} is in {images}")
     return posed
+
+
+def check_model(model: Path) -> None:
+    """Refuse a model of which a binary file is cut short, or longer than it says.
+
+    Raises:
+        ImportError: pycolmap is not installed.
+        OSError: a file cannot be opened.
+        ValueError: a file is not whole; it is named.
+    """
+    pycolmap = import_pycolmap()
+    check_whole(model, lambda model_id: _count_parameters(pycolmap, model_id))
+
+
+def _file_of(model: Path, part: str) -> Path | None:
+    """The file of a model that holds its ``cameras``, ``images`` or ``points3D``; COLMAP prefers the binary one."""
+    files = (model / f"{part}.{ending}" for ending in ("bin", "txt"))
+    return next((file for file in files if file.is_file()), None)
+
+
+def _read(pycolmap: Any, model: Path) -> Any:
+    """The reconstruction in a folder; it may lack ``points3D``, which COLMAP does not allow."""
+    if _file_of(model, "points3D") is not None:
+        return pycolmap.Reconstruction(str(model))
+    with tempfile.TemporaryDirectory() as completed:
+        for file in model.iterdir():
+            if file.suffix in (".bin", ".txt") and file.is_file():
+                shutil.copy(file, completed)
+        if _file_of(model, "images") == model / "images.bin":
+            (Path(completed) / "points3D.bin").write_bytes(bytes(8))
+        else:
+            (Path(completed) / "points3D.txt").touch()
+        return pycolmap.Reconstruction(completed)
+
+
+def _names_in_text(model: Path) -> dict[int, str]:
+    """Names of the images of a model in text, by their ids: COLMAP's own reader ends a name at its first space."""
+    file = _file_of(model, "images")
+    if file is None or file.suffix != ".txt":
+        return {}
+    names = {}
+    lines = iter(read_text(file).split("\n"))
+    for line in lines:
+        fields = line.split(maxsplit=9)
+        if fields and not fields[0].startswith("#"):
+            if len(fields) == 10:
+                names[int(fields[0])] = fields[9].strip()
+            next(lines, None)  # the keypoints, of which there may be none
+    return names
 
 
 def _count_parameters(pycolmap: Any, model_id: int) -> int:

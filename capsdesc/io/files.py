@@ -52,7 +52,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         # A write that fails names no file, and others name the temporary one, which nobody knows.
         if error.errno is not None and error.filename in (None, str(temporary)):
-            error.filename, error.filename2 = str(path), None
+            error.filename = os.fspath(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)

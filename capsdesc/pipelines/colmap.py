@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tqdm import tqdm
 
 from capsdesc.images import find_images
-from capsdesc.io.colmap import import_pycolmap
+from capsdesc.io.colmap import check_model, import_pycolmap
 from capsdesc.io.database import ColmapDatabase, remove_unused_cameras
 from capsdesc.io.files import recover_folder, replace_folder
 from capsdesc.io.locks import sole_use
@@ -344,6 +344,7 @@ def map_photographs(database: Path, images: Path, models: Path, names: Sequence[
         folder = partial / str(count)
         folder.mkdir()
         model.write(folder)
+        _refuse_half_written(folder)
         count += 1
     if count == 0:
         # Models of fewer photographs go as a whole: a part of them would not be known for ours.
@@ -353,6 +354,14 @@ def map_photographs(database: Path, images: Path, models: Path, names: Sequence[
         return
     (partial / _MAPPED).write_text(_listed(names), encoding="utf-8")
     replace_folder(partial, models)
+
+
+def _refuse_half_written(model: Path) -> None:
+    """COLMAP does not tell when a disk is full."""
+    try:
+        check_model(model)
+    except ValueError as error:
+        raise OSError(f"cannot write {model}: {error}; is the disk full?") from error
 
 
 def _advance(bar: tqdm[NoReturn], count: int) -> None:

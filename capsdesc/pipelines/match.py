@@ -156,14 +156,17 @@ def _unfit_pairs(features: str | os.PathLike[str], pairs: Sequence[tuple[str, st
     for names in pairs:
         group = pair_name(*names)
         # Readers look for a pair in either order.
-        first = called.setdefault(frozenset(group.split("/")), names)
+        either = frozenset(group.split("/"))
         wrong = [broken[name] for name in names if name in broken]
         if wrong:
             unfit[names] = wrong[0]
-        elif first != names:
-            unfit[names] = f"hloc's files call them {group!r}, no other than {first[0]} and {first[1]}"
-        elif len(set(group.split("/"))) == 1 and names[0] != names[1]:
+        elif len(either) == 1 and names[0] != names[1]:
             unfit[names] = f"hloc's files call them {group!r}, whichever comes first"
+        elif either in called:
+            first = called[either]
+            unfit[names] = f"hloc's files call them {group!r}, no other than {first[0]} and {first[1]}"
+        else:
+            called[either] = names
     return unfit
 
 

@@ -84,13 +84,14 @@ class NpzFolder:
             yield
 
     def unfit(self, names: Iterable[str]) -> dict[str, str]:
-        """Names that the file system does not take; it is asked, as each has rules of its own. The folder exists."""
+        """Names that the file system does not take; it is asked, as each has rules of its own."""
+        existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.is_dir())
         found = {}
         for name in names:
             *folders, file = PurePath(name).parts
             for part in (*folders, f"{file}.npz"):
                 try:
-                    os.lstat(self.folder / part)
+                    os.lstat(existing / part)
                 except FileNotFoundError:
                     continue
                 except OSError as error:

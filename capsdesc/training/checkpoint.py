@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 from collections.abc import Mapping
@@ -84,8 +85,11 @@ class RunFolder:
             "optimizer": optimizer.state_dict(),
             "random": torch.get_rng_state(),
         }
+        # Where a disk is full, torch's own writing of files does not say so.
+        written = io.BytesIO()
+        torch.save(state, written)
         with atomic_path(self.path / CHECKPOINT) as path:
-            torch.save(state, path)
+            path.write_bytes(written.getbuffer())
 
     def save_best(self, best: Best) -> None:
         """Put these weights in the place of the best so far."""
