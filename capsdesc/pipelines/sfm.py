@@ -143,7 +143,7 @@ def reconstruct(
     with open_workspace(photographs, out, threads) as workspace:
         features = feature_settings(extractor, config.max_keypoints, config.orientation, config.max_shift is not None)
         record = Record(out, {**dataclasses.asdict(config), **features})
-        _link_photographs(photographs, out / "images")
+        link_photographs(photographs, out / "images")
         sink = NpzFolder(out / "features")
         with record.stage("caps", "features"):
             extraction = extract_images(
@@ -227,13 +227,14 @@ def reconstruct_with_sift(
         return record.finish("sift", names, models)
 
 
-def _link_photographs(photographs: Path, link: Path) -> None:
+def link_photographs(photographs: Path, link: Path) -> None:
     """Have the photographs beside the models, where whoever reads COLMAP's models looks for them."""
-    if link.is_symlink() and not link.samefile(photographs):
+    if link.exists() and link.samefile(photographs):
+        return
+    if link.is_symlink():
         link.unlink()
-    if link.exists():
-        if not link.samefile(photographs):
-            logger.warning("%s is not %s, whose photographs are reconstructed", link, photographs)
+    elif link.exists():
+        logger.warning("%s is not %s, whose photographs are reconstructed", link, photographs)
         return
     try:
         link.symlink_to(photographs.resolve(), target_is_directory=True)

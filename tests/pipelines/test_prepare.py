@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sqlite3
 import subprocess
@@ -22,6 +23,7 @@ from scipy.spatial.transform import Rotation
 
 from capsdesc.commands.prepare import add_arguments, run
 from capsdesc.images import read_image
+from capsdesc.io.locks import LOCK_NAME
 from capsdesc.pipelines.prepare import PrepareConfig, prepare
 from capsdesc.training.dataset import DataConfig
 from capsdesc.training.sources import ColmapSource
@@ -86,6 +88,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         time.sleep(0.05)
     killed.kill()
     killed.wait()
+    with contextlib.closing(sqlite3.connect(out / "database.db")) as opened, opened:
+        # As if it was killed between a camera and its image.
+        copied = "model, width, height, params, prior_focal_length FROM cameras LIMIT 1"
+        opened.execute(f"INSERT INTO cameras SELECT 99, {copied}")
+        opened.execute("INSERT INTO rigs VALUES (99, 99, 0)")
+    half_written = out / "images" / f".{'0' * 32}.png"
+    half_written.write_bytes(b"half a copy")
     features, done = keypoint_count(out / "database.db"), (out / "sparse").exists()
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     return Prepared(photographs, out, features, done, finished.stdout, finished.stderr)
@@ -107,6 +116,17 @@ def test_registered_poses_are_the_true_ones_up_to_a_similarity(prepared: Prepare
     offsets = true_centers - true_centers.mean(0)
     scale = (moved * offsets).sum() / (moved**2).sum()
     assert np.linalg.norm(scale * moved - offsets, axis=1).max() < 0.05 * np.linalg.norm(offsets, axis=1).max()
+
+
+def test_what_the_killed_run_left_is_cleared_away(prepared: Prepared) -> None:
+    with contextlib.closing(sqlite3.connect(prepared.out / "database.db")) as opened:
+        cameras, rigs = (
+            {value for (value,) in opened.execute(f"SELECT {column} FROM {table}")}
+            for column, table in (("camera_id", "cameras"), ("ref_sensor_id", "rigs"))
+        )
+        used = {value for (value,) in opened.execute("SELECT camera_id FROM images")}
+    assert cameras == rigs == used
+    assert [path.name for path in prepared.out.rglob(".*")] == [LOCK_NAME]
 
 
 def test_what_registered_is_told(prepared: Prepared) -> None:

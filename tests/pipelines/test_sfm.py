@@ -7,7 +7,10 @@ import io
 import json
 import math
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,11 @@ from capsdesc import CAPSExtractor, Features
 from capsdesc.commands.main import main
 from capsdesc.images import read_image
 from capsdesc.io.npz import load_features
+from capsdesc.pipelines.colmap import is_mapped, open_workspace, read_models
 from capsdesc.pipelines.retrieval import describe_globally, nearest_pairs, visual_words
-from capsdesc.pipelines.sfm import SfmConfig, reconstruct, sfm_extractor
+from capsdesc.pipelines.sfm import SfmConfig, link_photographs, reconstruct, sfm_extractor
+from capsdesc.training.dataset import DataConfig
+from capsdesc.training.sources import ColmapSource
 
 Array = npt.NDArray[Any]
 
@@ -132,7 +138,7 @@ def test_the_database_holds_the_pairs_and_the_keypoints(finished: tuple[Path, st
 def test_lost_matches_are_found_again(finished: tuple[Path, str], photographs: Path, tmp_path: Path) -> None:
     """As after a run that was killed between two pairs."""
     out = tmp_path / "out"
-    shutil.copytree(finished[0], out)
+    shutil.copytree(finished[0], out, symlinks=True)
     shutil.rmtree(out / "sparse")
     query = "SELECT pair_id, data FROM matches ORDER BY pair_id"
     with sqlite3.connect(out / "database.db") as opened:
@@ -181,6 +187,75 @@ def test_a_finished_run_is_not_done_again(
     assert "left out broken.jpg" in caplog.text
     assert "left out colmap reads none.webp" in caplog.text
     assert "sift" in summary(out)["methods"]
+
+
+def test_the_folder_is_a_scene_to_train_on(finished: tuple[Path, str], photographs: Path) -> None:
+    (scene,) = ColmapSource(path=str(finished[0])).scenes(DataConfig())
+    assert {photograph.path.resolve() for photograph in scene.photographs} == {
+        (photographs / name).resolve() for name in NAMES.values()
+    }
+    assert len(scene.pairs) > 0
+
+
+def test_the_link_to_photographs_follows_them_and_replaces_no_folder(
+    photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = tmp_path / "images"
+    link.symlink_to(tmp_path / "where they were")
+    link_photographs(photographs, link)
+    assert link.resolve() == photographs.resolve()
+    link.unlink()
+    link.mkdir()
+    link_photographs(photographs, link)
+    assert not link.is_symlink()
+    assert f"{link} is not {photographs}" in caplog.text
+
+
+ADD = """
+import os, signal, sys
+from pathlib import Path
+from capsdesc.pipelines.colmap import map_photographs, open_workspace
+
+out, photographs, moment = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+names = Path(sys.argv[4]).read_text().splitlines()
+left = moment
+
+def step(event, arguments):
+    global left
+    if event in ("os.rename", "os.remove", "os.rmdir") and "sparse" in str(arguments[0]):
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+
+with open_workspace(photographs, out, 1) as workspace:
+    sys.addaudithook(step)
+    map_photographs(workspace.database, photographs, workspace.models, names, 1)
+"""
+
+
+def test_mapping_again_loses_no_model_at_whatever_moment_it_is_killed(
+    finished: tuple[Path, str], photographs: Path, tmp_path: Path
+) -> None:
+    """As after photographs were removed or added."""
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out, symlinks=True)
+    old, new = sorted(NAMES.values()), sorted(NAMES.values())[:-1]
+    (tmp_path / "names").write_text("".join(f"{name}\n" for name in new))
+    codes = []
+    for moment in range(40):
+        # After each kill the next run finds what it left.
+        command = [sys.executable, "-c", ADD, out, photographs, str(moment), tmp_path / "names"]
+        codes.append(subprocess.run(command).returncode)
+        with open_workspace(photographs, out, 1) as workspace:
+            assert is_mapped(workspace.models, old) or is_mapped(workspace.models, new)
+            (model,) = read_models(workspace.models, [])
+            assert model.names in (tuple(old), tuple(new))
+        if codes[-1] == 0:
+            break
+    assert len(codes) > 4
+    assert set(codes[:-1]) == {-signal.SIGKILL}
+    assert is_mapped(out / "sparse", new)
+    assert sorted(path.name for path in out.glob("sparse*")) == ["sparse"]
 
 
 def test_other_settings_are_refused(
