@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from capsdesc.types import UInt8Array
 
 if TYPE_CHECKING:
     import PIL.Image
+
+logger = logging.getLogger(__name__)
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | npt.NDArray[np.uint8] | PIL.Image.Image | Tensor"
 """A path, an (H, W, 3) RGB or (H, W) grey uint8 array, a PIL image, or a (3, H, W) RGB float tensor in 0..1."""
@@ -105,7 +108,12 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
             if real in searched:
                 continue
             searched.add(real)
-            for path in sorted(current.iterdir()):
+            try:
+                entries = sorted(current.iterdir())
+            except PermissionError as error:
+                logger.warning("left out the folder %s: %s", current, error.strerror)
+                continue
+            for path in entries:
                 if path.is_dir():
                     (links if path.is_symlink() else left).append(path)
                 elif path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():

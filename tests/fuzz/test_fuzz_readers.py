@@ -19,6 +19,7 @@ from capsdesc.evaluation.datasets import HomographyPair, PosePair, View, read_be
 from capsdesc.evaluation.features import FeatureStore
 from capsdesc.evaluation.methods import get_methods
 from capsdesc.io.colmap import read_model
+from capsdesc.io.pairs import read_pairs, read_posed_pairs
 from capsdesc.training.dataset import DataConfig, Scene
 from capsdesc.training.sources import CapsSource, ColmapSource, NerfSource, PairsSource, TumSource
 from capsdesc.types import PosedImage
@@ -150,6 +151,45 @@ def test_damaged_texts(root: Path, reader: str, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(files))
     put(root / name, data.draw(damaged((root / name).read_bytes())))
     assert_sound(result_or_refusal(read, root))
+
+
+# Names as lists can hold them: without white space, and not such as make a comment.
+NAME = st.text(st.characters(exclude_categories=("Z", "C")), min_size=1, max_size=12).filter(
+    lambda name: name.strip("#")
+)
+
+
+@examples(60)
+@given(
+    pairs=st.lists(st.tuples(NAME, NAME), max_size=5),
+    mark=st.sampled_from(["", "\ufeff"]),
+    end=st.sampled_from(["\n", "\r\n"]),
+    between=st.sampled_from([" ", "\t", "   "]),
+    extra=st.sampled_from(["", "# a comment", "#", "  ## another", " \t "]),
+)
+def test_lists_hold_the_names_that_were_written(
+    root: Path, pairs: list[tuple[str, str]], mark: str, end: str, between: str, extra: str
+) -> None:
+    lines = [line for pair in pairs for line in (extra, between.join(pair))]
+    path = put(root / "list.txt", (mark + end.join([*lines, extra])).encode())
+    assert read_pairs(path) == pairs
+    # The same names in the reader of published pairs, up to the images that are not there.
+    rest = f"0 0 {LENS} {LENS} {FLAT}"
+    put(path, (mark + end.join(f"{between.join(pair)} {rest}" for pair in pairs)).encode())
+    if pairs:
+        with pytest.raises((FileNotFoundError, ValueError), match=r"list\.txt, line 1: "):
+            read_posed_pairs(path)
+    else:
+        assert read_posed_pairs(path) == []
+
+
+@examples(80)
+@given(data=st.data())
+def test_damaged_lists(root: Path, data: st.DataObject) -> None:
+    whole = "\ufeff# pairs\r\na.png b.png\r\n#1/ü.png images/a.png\n".encode()
+    path = put(root / "list.txt", data.draw(damaged(whole)))
+    for pair in result_or_refusal(read_pairs, path) or []:
+        assert all(name and not name.startswith("\ufeff") and len(name.split()) == 1 for name in pair)
 
 
 @pytest.fixture(scope="module")

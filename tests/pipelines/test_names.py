@@ -126,9 +126,8 @@ def test_every_ending_is_one_that_opencv_reads(tmp_path: Path) -> None:
     for k, suffix in enumerate(IMAGE_SUFFIXES):
         assert cv2.haveImageWriter(f"a{suffix}")
         ending = suffix.upper() if k % 2 else suffix
-        (tmp_path / f"a{ending}").write_bytes(
-            cv2.imencode(suffix, pixels[..., 0] if suffix in (".pbm", ".pgm") else pixels)[1]
-        )
+        written = pixels[..., 0] if suffix in (".pbm", ".pgm") else pixels
+        (tmp_path / f"a{ending}").write_bytes(cv2.imencode(suffix, written)[1].tobytes())
     found = find_images(tmp_path)
     assert {path.suffix.lower() for path in found} == set(IMAGE_SUFFIXES) >= {".pgm", ".ppm", ".tif", ".webp", ".jp2"}
     for path in found:

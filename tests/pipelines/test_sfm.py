@@ -244,7 +244,7 @@ def test_mapping_again_loses_no_model_at_whatever_moment_it_is_killed(
     codes = []
     for moment in range(40):
         # After each kill the next run finds what it left.
-        command = [sys.executable, "-c", ADD, out, photographs, str(moment), tmp_path / "names"]
+        command = [sys.executable, "-c", ADD, str(out), str(photographs), str(moment), str(tmp_path / "names")]
         codes.append(subprocess.run(command).returncode)
         with open_workspace(photographs, out, 1) as workspace:
             assert is_mapped(workspace.models, old) or is_mapped(workspace.models, new)
