@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ class _RayWorker:
         self.extractor = extractor
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        images = {name: Path(path) for name, path in zip(batch["name"].tolist(), batch["path"].tolist(), strict=True)}
+        names, paths = ([os.fsdecode(value) for value in batch[key].tolist()] for key in ("name", "path"))
+        images = {name: Path(path) for name, path in zip(names, paths, strict=True)}
         for name, outcome in describe_images(self.extractor, images, *self.arguments):
             archive = io.BytesIO()
             if not isinstance(outcome, str):
                 save_features(archive, outcome, settings="")
-            row = {"name": name, "error": outcome if isinstance(outcome, str) else "", "features": archive.getvalue()}
+            error = outcome if isinstance(outcome, str) else ""
+            row = {"name": os.fsencode(name), "error": os.fsencode(error), "features": archive.getvalue()}
             yield {key: np.array([value], dtype=object) for key, value in row.items()}
 
 
@@ -73,7 +76,8 @@ def describe_with_ray(
         tasks = max(-(-len(images) // _IMAGES_PER_TASK), min(workers, len(images)))
         # Its bars would be drawn over the one of this run.
         ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = [{"name": name, "path": str(path.absolute())} for name, path in images.items()]
+        # As bytes, since names need be no UTF-8.
+        rows = [{"name": os.fsencode(name), "path": os.fsencode(path.absolute())} for name, path in images.items()]
         described = ray.data.from_items(rows, override_num_blocks=tasks).map_batches(
             _RayWorker,
             fn_constructor_args=(extractor, how, threads),
@@ -83,7 +87,7 @@ def describe_with_ray(
             num_gpus=1 if on_gpu else 0,
         )
         for row in described.iter_rows():
-            yield row["name"], row["error"] or load_features(io.BytesIO(row["features"]))
+            yield os.fsdecode(row["name"]), os.fsdecode(row["error"]) or load_features(io.BytesIO(row["features"]))
     finally:
         if started:
             ray.shutdown()

@@ -230,9 +230,9 @@ class PairDataset(Dataset[TrainingPair]):
         """A digest of what the samples are drawn from, so that a run is not resumed on other data."""
         digest = hashlib.sha256()
         for scene in self.scenes:
-            digest.update(f"{scene.name}:{scene.weight}:{scene.pairs.tolist()}\n".encode())
+            digest.update(f"{scene.name}:{scene.weight}:{scene.pairs.tolist()}\n".encode(errors="surrogateescape"))
         for path in self.photographs:
-            digest.update(f"{path.name}\n".encode())
+            digest.update(f"{path.name}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def _read(self, path: Path) -> Array | None:

@@ -101,7 +101,8 @@ def save_pretrained(
         temporary(TENSORS_FILE).write_bytes(safetensors.torch.save(stored, metadata={"format": "pt"}))
         temporary(CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
         if card is not None:
-            temporary(CARD_FILE).write_text(card, encoding="utf-8")
+            # It names scenes, whose folders may be no UTF-8.
+            temporary(CARD_FILE).write_text(card, encoding="utf-8", errors="backslashreplace")
 
 
 def read_local(path: Path) -> Weights:
@@ -126,7 +127,7 @@ def read_pair(config_file: Readable, tensors_file: Readable, source: str) -> Wei
         ValueError: a file cannot be read, or the two do not fit each other.
     """
     try:
-        config = ModelConfig.from_json(config_file.read_bytes().decode("utf-8"))
+        config = ModelConfig.from_json(config_file.read_bytes().decode("utf-8-sig"))
         expected = expected_shapes(config)
     # RuntimeError and OverflowError are how torch takes dimensions that no memory could hold.
     except (TypeError, ValueError, RecursionError, RuntimeError, OverflowError) as error:

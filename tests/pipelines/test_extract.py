@@ -619,16 +619,20 @@ def test_ray_writes_what_one_machine_writes(
     caps: CAPSExtractor, network: list[str], photos: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     """Slow: Ray takes some ten seconds to start."""
-    (photos / "broken.png").write_bytes(b"no image")
+    not_utf8, broken = "cafe.png", "broken.png"
+    if sys.platform == "linux":
+        not_utf8, broken = os.fsdecode(b"caf\xe9.png"), os.fsdecode(b"bris\xe9.png")
+    (photos / broken).write_bytes(b"no image")
+    (photos / "a.png").rename(photos / not_utf8)
     output = tmp_path / "features"
     command = ["extract", str(photos), "-o", str(output), *network, "--max-keypoints", "30"]
     assert main([*command, "--engine", "ray", "--workers", "2"]) == 1
     assert "described 4 of 5 images" in capsys.readouterr().out
-    for name in ("a.png", "b.png", "c.png", "sub/d.png"):
+    for name in (not_utf8, "b.png", "c.png", "sub/d.png"):
         assert_holds_features(output / f"{name}.npz", caps, photos / name, 30)
     assert len(files_below(output)) == 4
     # On one machine the rest is done, with the same settings.
-    (photos / "broken.png").unlink()
+    (photos / broken).unlink()
     before = stamps(output)
     assert main(command) == 0
     assert stamps(output) == before
