@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class ColmapDatabase:
     Raises:
         ImportError: pycolmap is not installed.
         FileNotFoundError: the folder of ``path`` does not exist.
+        OSError: it cannot be written.
         ValueError: ``path`` is no COLMAP database.
     """
 
@@ -52,9 +53,12 @@ class ColmapDatabase:
         self.path = Path(path)
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"cannot write {path}: the folder {self.path.parent} does not exist")
+        is_new = not self.path.exists()
         try:
             self._database = pycolmap.Database.open(self.path)
         except RuntimeError as error:
+            if is_new:
+                raise OSError(f"{path} cannot be made: {error} Is the disk full?") from error
             raise ValueError(f"{path} cannot be opened as a COLMAP database: {error}") from error
         self._complete()
         self._ids = self._read_ids()
@@ -119,7 +123,7 @@ class ColmapDatabase:
 
     def add_camera(self, camera: pycolmap.Camera) -> int:
         """Add a camera of the user's own, such as :func:`pinhole_camera` makes; returns its id in the database."""
-        with import_pycolmap().DatabaseTransaction(self._database):
+        with self._writing():
             camera_id = int(self._database.write_camera(camera))
             self._write_rig(camera_id)
         return camera_id
@@ -133,6 +137,7 @@ class ColmapDatabase:
 
         Raises:
             ValueError: the image is there already, or there is no such camera.
+            OSError: the disk is full, here as in all that writes.
         """
         pycolmap = import_pycolmap()
         if name in self._ids:
@@ -140,7 +145,7 @@ class ColmapDatabase:
         if not self._database.exists_camera(camera_id):
             raise ValueError(f"camera_id is {camera_id}, not in {self.path}; expected what add_camera returned")
         image = pycolmap.Image(name=name, camera_id=camera_id)
-        with pycolmap.DatabaseTransaction(self._database):
+        with self._writing():
             image.image_id = self._database.write_image(image)
             self._write_frame(image)
         self._ids[name] = int(image.image_id)
@@ -164,7 +169,8 @@ class ColmapDatabase:
             raise ValueError(f"{name!r} has keypoints in {self.path} already; write to a new database")
         points = as_points(keypoints)
         pixels = points if isinstance(points, np.ndarray) else points.cpu().numpy()
-        self._database.write_keypoints(self._id(name), pixels + np.float32(0.5))
+        with self._writing():
+            self._database.write_keypoints(self._id(name), pixels + np.float32(0.5))
 
     def has_matches(self, first: str, second: str) -> bool:
         """Whether matches of a pair were written, in either order, be it none."""
@@ -198,7 +204,8 @@ class ColmapDatabase:
             used = indices[:, column]
             if len(used) and (used.min() < 0 or used.max() >= count):
                 raise ValueError(f"matches have indices {used.min()} to {used.max()} in {name!r}, of {count} keypoints")
-        self._database.write_matches(self._id(first), self._id(second), indices.astype(np.uint32))
+        with self._writing():
+            self._database.write_matches(self._id(first), self._id(second), indices.astype(np.uint32))
 
     def verify(
         self, *, max_error: float = 4.0, threads: int = -1, cancellation: pycolmap.CancellationToken | None = None
@@ -226,13 +233,20 @@ class ColmapDatabase:
             cancellation_token=cancellation,
         )
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Errors of the disk name the file. No transaction of COLMAP's: where the disk is full, it ends the process."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise OSError(f"cannot write {self.path}: {error}") from error
+
     def _complete(self) -> None:
         """Give each camera that has none a rig, and each image a frame."""
-        pycolmap = import_pycolmap()
         cameras, images = self._database.read_all_cameras(), self._database.read_all_images()
         sensors = {sensor for rig in self._database.read_all_rigs() for sensor in rig.sensor_ids()}
         framed = {data.id for frame in self._database.read_all_frames() for data in frame.image_ids}
-        with pycolmap.DatabaseTransaction(self._database):
+        with self._writing():
             for camera in cameras:
                 if camera.sensor_id not in sensors:
                     self._write_rig(camera.camera_id)

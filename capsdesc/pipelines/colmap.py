@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import shutil
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+# Bytes that COLMAP may write between two looks.
+_LEAST_FREE = 64 * 2**20
 # Lists the photographs the models were made from, beside them.
 _MAPPED = "photographs.txt"
 
@@ -278,6 +281,7 @@ def _watch(
     The step has a thread of its own, so that it can be interrupted and stops after the photograph or pair it is at.
     """
     pycolmap = import_pycolmap()
+    _require_room(database.parent)
     token = pycolmap.CancellationToken()
     with (
         pycolmap.Database.open(database) as opened,
@@ -288,12 +292,24 @@ def _watch(
         is_done = False
         try:
             while not is_done:
+                _require_room(database.parent)
                 is_done = bool(wait([running], timeout=_SECONDS_BETWEEN_LOOKS).done)
                 bar.update(count(opened) - bar.n)
         except BaseException:
             token.cancel()
             raise
         running.result()
+
+
+def _require_room(folder: Path) -> None:
+    """Refuse to go on where COLMAP will soon find the disk full: its threads then end the process."""
+    free = shutil.disk_usage(folder).free
+    if free < _LEAST_FREE:
+        raise OSError(
+            errno.ENOSPC,
+            f"{free / 2**20:.1f} MiB are free, and COLMAP needs {_LEAST_FREE / 2**20:.0f}: make room and run it again",
+            str(folder),
+        )
 
 
 def is_mapped(models: Path, names: Sequence[str]) -> bool:

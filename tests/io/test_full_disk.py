@@ -114,3 +114,31 @@ def test_the_limit_is_what_stops_the_write(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", code, str(tmp_path), when], check=True)
     with np.load(tmp_path / "a.png.npz") as stored:
         assert len(stored["keypoints"]) == 4000
+
+
+DATABASE = """
+import resource, signal, sys
+import numpy as np
+from capsdesc.io.database import ColmapDatabase, pinhole_camera
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    with ColmapDatabase(sys.argv[1]) as database:
+        camera = database.add_camera(pinhole_camera(np.diag([100.0, 100.0, 1.0]), 100, 100))
+        for k in range(100):
+            database.add_image(f"{k}.png", camera)
+            database.write_keypoints(f"{k}.png", np.zeros((2000, 2), np.float32))
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [2**14, 2**19])
+def test_a_full_disk_does_not_end_the_process_that_fills_a_database(tmp_path: Path, limit: int) -> None:
+    path = tmp_path / "database.db"
+    command = [sys.executable, "-c", DATABASE, str(path), str(limit)]
+    reported = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert str(path) in reported
+    assert "cannot be" in reported or "cannot write" in reported

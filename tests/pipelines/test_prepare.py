@@ -24,6 +24,7 @@ from scipy.spatial.transform import Rotation
 from capsdesc.commands.prepare import add_arguments, run
 from capsdesc.images import read_image
 from capsdesc.io.locks import LOCK_NAME
+from capsdesc.pipelines import colmap
 from capsdesc.pipelines.prepare import PrepareConfig, prepare
 from capsdesc.training.dataset import DataConfig
 from capsdesc.training.sources import ColmapSource
@@ -166,6 +167,14 @@ def test_shrunken_copies_and_unrelated_photographs(tmp_path: Path) -> None:
     assert read_image(images / "b.png").shape == (60, 100, 3)
     assert (images / "small.png").is_symlink()
     assert not (tmp_path / "out" / "sparse").exists()
+
+
+def test_a_disk_that_is_nearly_full_is_told_before_colmap_ends_the_process(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(colmap, "_LEAST_FREE", 2**62)
+    with pytest.raises(OSError, match=rf"MiB are free, and COLMAP needs \d+.*: '{tmp_path / 'out'}'"):
+        prepare(prepared.photographs, tmp_path / "out", PrepareConfig(), threads=1)
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
