@@ -21,7 +21,8 @@ def sole_use(output: str | os.PathLike[str], *, is_folder: bool) -> Iterator[Non
     """Hold an output for the length of the block, so that no other run writes to it.
 
     The operating system holds the lock, a hidden file in the folder or beside the file, and lets go of it when the
-    process ends, however it ends. The hidden file stays: to remove it would open a gap between two runs.
+    process ends, however it ends. The hidden file stays: to remove it would open a gap between two runs. Only a folder
+    that was made here, and to which nothing was written, goes with it.
 
     Args:
         output: the folder, made if it does not exist, or the file, whose folder is.
@@ -34,6 +35,7 @@ def sole_use(output: str | os.PathLike[str], *, is_folder: bool) -> Iterator[Non
     # By any of its names it is the same output.
     path = Path(os.path.realpath(output))
     folder = path if is_folder else path.parent
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK_NAME if is_folder else folder / f".{path.name}.lock"
     # Some versions of filelock empty the file on trying.
@@ -52,6 +54,10 @@ def sole_use(output: str | os.PathLike[str], *, is_folder: bool) -> Iterator[Non
             file.write_text(_myself(), encoding="utf-8")
         yield
     finally:
+        with contextlib.suppress(OSError):
+            if is_folder and is_new and list(folder.iterdir()) == [file]:
+                file.unlink()
+                folder.rmdir()
         lock.release()
 
 

@@ -67,7 +67,7 @@ def model_card(
         Markdown with YAML front matter, as the Hugging Face hub reads it.
     """
     front_matter = {"license": license or UNKNOWN_LICENSE, "library_name": "capsdesc", "tags": list(TAGS)}
-    return "\n".join(
+    text = "\n".join(
         [
             "---",
             yaml.safe_dump(front_matter, sort_keys=False, default_flow_style=None).rstrip(),
@@ -95,6 +95,8 @@ def model_card(
             *(["Judged on, and never trained on these pairs:", "", *_table(held_out), ""] if held_out else []),
         ]
     )
+    # It names folders and files, whose names need be no UTF-8.
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def read_licenses(path: Path) -> dict[str, str]:

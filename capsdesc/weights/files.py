@@ -101,8 +101,7 @@ def save_pretrained(
         temporary(TENSORS_FILE).write_bytes(safetensors.torch.save(stored, metadata={"format": "pt"}))
         temporary(CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
         if card is not None:
-            # It names scenes, whose folders may be no UTF-8.
-            temporary(CARD_FILE).write_text(card, encoding="utf-8", errors="backslashreplace")
+            temporary(CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def read_local(path: Path) -> Weights:

@@ -155,12 +155,18 @@ def test_networks_that_no_memory_holds_are_refused(tmp_path: Path, setting: str,
         resolve(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "\0", "\ufeff{}", '{"encoder": "\ud800"}'])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "\0", "\ufeff[", '{"encoder": "\ud800"}'])
 def test_absurd_configs_are_refused(tmp_path: Path, text: str) -> None:
     save_pretrained(tmp_path, CONFIG, build_network(CONFIG).state_dict())
     (tmp_path / "config.json").write_text(text, encoding="utf-8", errors="surrogatepass")
     with pytest.raises(ValueError, match=r"config\.json is refused"):
         resolve(tmp_path)
+
+
+def test_a_config_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    save_pretrained(tmp_path, CONFIG, build_network(CONFIG).state_dict())
+    (tmp_path / "config.json").write_text(CONFIG.to_json(), encoding="utf-8-sig")
+    assert resolve(tmp_path).config == CONFIG
 
 
 @pytest.mark.parametrize(

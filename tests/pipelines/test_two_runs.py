@@ -107,6 +107,16 @@ def test_a_run_that_is_killed_locks_nothing(tmp_path: Path) -> None:
             pass
 
 
+def test_a_folder_to_which_nothing_was_written_goes_with_the_lock(tmp_path: Path) -> None:
+    with sole_use(tmp_path / "made", is_folder=True):
+        assert (tmp_path / "made").is_dir()
+    assert not (tmp_path / "made").exists()
+    (tmp_path / "there").mkdir()
+    with sole_use(tmp_path / "there", is_folder=True), sole_use(tmp_path / "written", is_folder=True):
+        (tmp_path / "written" / "file").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "written"]
+
+
 def test_of_two_extractions_into_one_file_the_first_loses_nothing(
     photographs: Path, model_folders: Mapping[str, Path], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,14 @@ def card(**changes: Any) -> str:
         "license": "mit",
     }
     return model_card("barns", CONFIG, **(arguments | changes))
+
+
+def test_a_card_names_what_is_no_utf8() -> None:
+    """Folders of scenes and arguments as Linux gives them."""
+    name = os.fsdecode(b"caf\xe9")
+    text = card(command=["capsdesc-train", name])
+    assert "caf\\udce9" in text
+    text.encode("utf-8")
 
 
 def rows(text: str) -> list[list[str]]:
