@@ -65,11 +65,8 @@ def _turn(image: Array, degrees: float) -> tuple[npt.NDArray[np.uint8], Array]:
 
 def _accuracy(features0: Features, features1: Features, homography: Array) -> float:
     """Share of the mutual nearest neighbours within 3 px of the right place."""
-    indices = np.asarray(match(features0, features1).indices)
-    points0, points1 = (
-        np.asarray(features.keypoints, dtype=np.float64)[indices[:, side]]
-        for side, features in enumerate((features0, features1))
-    )
+    found = match(features0, features1).points(features0, features1)
+    points0, points1 = (np.asarray(points, dtype=np.float64) for points in found)
     x, y, w = homography @ np.c_[points0, np.ones(len(points0))].T
     distances = np.linalg.norm(np.c_[x / w, y / w] - points1, axis=1)
     return float((distances <= 3).mean()) if len(distances) else 0.0

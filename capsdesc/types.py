@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias, cast
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from capsdesc.checks import as_float32, check_cv2
@@ -318,6 +319,26 @@ class Matches:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def points(
+        self, features0: Features | KeypointsLike, features1: Features | KeypointsLike
+    ) -> tuple[ArrayOrTensor, ArrayOrTensor]:
+        """Where the matched points are, row by row.
+
+        Args:
+            features0: features or keypoints whose descriptors were the first set.
+            features1: those of the second.
+
+        Returns:
+            Two arrays (M, 2) float32, x and y in pixels; each in numpy, or in torch where its keypoints are.
+
+        Raises:
+            ValueError: there are fewer keypoints than the matches speak of.
+        """
+        return (
+            _selected(features0, self.indices[:, 0], "features0"),
+            _selected(features1, self.indices[:, 1], "features1"),
+        )
+
     def to_cv2(self) -> list[cv2.DMatch]:
         """As OpenCV's matches: the first set is the query, the second the training set."""
         indices, distances = self.indices.tolist(), self.distances.tolist()
@@ -334,3 +355,15 @@ class Matches:
             raise TypeError(f"matches is {type(matches).__name__}; expected a sequence of cv2.DMatch, not of sequences")
         indices = np.array([(pair.queryIdx, pair.trainIdx) for pair in matches], np.int64).reshape(-1, 2)
         return cls(indices, np.array([pair.distance for pair in matches], np.float32))
+
+
+def _selected(features: Features | KeypointsLike, indices: npt.NDArray[np.int64] | Tensor, name: str) -> ArrayOrTensor:
+    points = as_points(features.keypoints if isinstance(features, Features) else features, name)
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(points):
+        raise ValueError(
+            f"{name} has {len(points)} keypoints, but the matches speak of number {int(indices.max())}, counted from "
+            "0; expected what was matched, in the same order"
+        )
+    if isinstance(points, Tensor):
+        return points[torch.as_tensor(indices, device=points.device)]
+    return points[indices.cpu().numpy() if isinstance(indices, Tensor) else indices]

@@ -37,7 +37,7 @@ def main() -> None:
     caps = CAPSExtractor()
     descriptors0, descriptors1 = caps.describe([image0, image1], [points0, points1])
     matches = match(descriptors0, descriptors1)
-    matched0, matched1 = points0[matches.indices[:, 0]], points1[matches.indices[:, 1]]
+    matched0, matched1 = matches.points(points0, points1)
     homography = estimate_homography(matched0, matched1)
     if homography is None:
         raise SystemExit("no homography found")

@@ -29,11 +29,11 @@ def chain(caps: CAPSExtractor, images: Sequence[Array], max_keypoints: int) -> l
     features = [caps.extract(image, max_keypoints) for image in images]
     to_first = [np.eye(3)]
     for k in range(1, len(images)):
-        indices = match(features[k], features[k - 1]).indices
-        found = estimate_homography(features[k].keypoints[indices[:, 0]], features[k - 1].keypoints[indices[:, 1]])
+        matches = match(features[k], features[k - 1])
+        found = estimate_homography(*matches.points(features[k], features[k - 1]))
         if found is None:
             raise SystemExit(f"photographs {k - 1} and {k} cannot be related to each other")
-        print(f"photographs {k - 1} and {k}: {len(indices)} matches, {found.inliers.sum()} inliers")
+        print(f"photographs {k - 1} and {k}: {len(matches)} matches, {found.inliers.sum()} inliers")
         to_first.append(to_first[-1] @ found.H)
     return [np.linalg.inv(to_first[len(images) // 2]) @ H for H in to_first]
 

@@ -43,7 +43,7 @@ def main() -> None:
     caps = CAPSExtractor()
     features0, features1 = caps.extract(image0), caps.extract(image1)
     matches = match(features0, features1)
-    points0, points1 = features0.keypoints[matches.indices[:, 0]], features1.keypoints[matches.indices[:, 1]]
+    points0, points1 = matches.points(features0, features1)
     pose = estimate_pose(points0, points1, K0, K1)
     if pose is None:
         raise SystemExit("no pose found")

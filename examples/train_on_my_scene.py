@@ -38,8 +38,7 @@ def undistorted(photograph: PosedImage, points: Array) -> Array:
 def judge(caps: CAPSExtractor, photograph0: PosedImage, photograph1: PosedImage) -> tuple[str, Array]:
     """How many matches agree with the poses: in words, and as a picture in which the wrong ones are grey."""
     features0, features1 = caps.extract(photograph0.path), caps.extract(photograph1.path)
-    indices = match(features0, features1).indices
-    points0, points1 = np.asarray(features0.keypoints)[indices[:, 0]], np.asarray(features1.keypoints)[indices[:, 1]]
+    points0, points1 = map(np.asarray, match(features0, features1).points(features0, features1))
     R, t = relative_pose(photograph0.R, photograph0.t, photograph1.R, photograph1.t)
     F = fundamental_from_pose(R, t, photograph0.K, photograph1.K)
     right = epipolar_distance(undistorted(photograph0, points0), undistorted(photograph1, points1), F) < RIGHT_WITHIN

@@ -6,12 +6,18 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capsdesc.bench.timing import Contest, Settings, Table
-from capsdesc.commands.options import positive
+from capsdesc.commands.options import (
+    add_device_option,
+    add_json_option,
+    add_max_keypoints_option,
+    add_seed_option,
+    add_weights_option,
+    positive,
+)
 
 if TYPE_CHECKING:
     from capsdesc.bench.timing import Contest, Settings, Table
@@ -45,7 +51,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("sections", nargs="*", type=_section, metavar="SECTION", help="(default: all three)")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder for results.json and results.md")
-    parser.add_argument("--device", help="where networks run (default: cuda if there is one)")
+    add_json_option(parser)
+    add_device_option(parser)
     parser.add_argument("--threads", type=positive, metavar="N", help="of torch and OpenCV (default: torch's)")
     parser.add_argument("--repeats", type=positive, default=10, metavar="N", help="timed calls (default: %(default)s)")
     parser.add_argument("--warmup", type=_natural, default=2, metavar="N", help="calls before (default: %(default)s)")
@@ -57,16 +64,16 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="slow contestants get fewer calls: none after this long in a table (default: %(default)g)",
     )
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
+    add_seed_option(parser, "all that is random")
 
     describe = parser.add_argument_group("describe")
     describe.add_argument("--methods", default=METHODS, help="by commas (default: %(default)s)")
-    describe.add_argument("--weights", help="of caps: a bundled name, file, folder or hub name (default: bundled)")
+    add_weights_option(describe, "of caps: ")
     describe.add_argument("--image", type=Path, metavar="PATH", help="resized to each edge (default: synthetic, 4:3)")
     describe.add_argument(
         "--edges", type=_positives, default="640,1024", metavar="PX,...", help="longer edges (default: %(default)s)"
     )
-    describe.add_argument("--max-keypoints", type=positive, default=2048, metavar="N", help="(default: %(default)s)")
+    add_max_keypoints_option(describe)
 
     match = parser.add_argument_group("match")
     match.add_argument(
@@ -97,38 +104,43 @@ def run(arguments: argparse.Namespace) -> int:
         arguments: as the parser of :func:`add_parser` gives them.
 
     Returns:
-        The exit code: 0, or 1 with a message on standard error when weights, the image or a setting are wrong.
+        The exit code.
+
+    Raises:
+        OSError, ValueError, ImportError: weights, the image or a setting are wrong.
     """
     # Here and not above: the other commands need none of this, and start sooner without.
     import torch
 
     from capsdesc.bench import timing
     from capsdesc.bench.contests import PEER_MODULES
-    from capsdesc.evaluation.report import environment
+    from capsdesc.devices import usable_device
+    from capsdesc.evaluation.report import environment, write_text
 
-    try:
-        settings = timing.Settings(
-            device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-            threads=arguments.threads or torch.get_num_threads(),
-            repeats=arguments.repeats,
-            warmup=arguments.warmup,
-            max_seconds=arguments.max_seconds,
-            memory=not arguments.no_memory,
-            preload=PEER_MODULES,
-        )
-        machine = environment()
-        heading = _heading(machine, settings)
+    settings = timing.Settings(
+        device=str(usable_device(arguments.device)),
+        threads=arguments.threads or torch.get_num_threads(),
+        repeats=arguments.repeats,
+        warmup=arguments.warmup,
+        max_seconds=arguments.max_seconds,
+        memory=not arguments.no_memory,
+        preload=PEER_MODULES,
+    )
+    machine = environment()
+    heading = _heading(machine, settings)
+    if not arguments.json:
         print(heading, flush=True)
-        tables = []
-        for contest in _contests(arguments, settings.device):
-            tables.append(timing.hold(contest, settings))
+    tables: list[Table] = []
+    for contest in _contests(arguments, settings.device):
+        tables.append(timing.hold(contest, settings))
+        if not arguments.json:
             print(tables[-1].markdown(), flush=True)
-            if arguments.output is not None:
-                # After each table: a run that is killed keeps what it has.
-                _write(arguments, machine, heading, settings, tables)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"capsdesc bench: {error}", file=sys.stderr)
-        return 1
+        if arguments.output is not None:
+            # After each table: a run that is killed keeps what it has.
+            write_text(arguments.output / "results.json", _as_json(arguments, machine, settings, tables))
+            write_text(arguments.output / "results.md", "\n".join([heading, *(table.markdown() for table in tables)]))
+    if arguments.json:
+        print(_as_json(arguments, machine, settings, tables), end="")
     return 0
 
 
@@ -183,11 +195,9 @@ def _heading(machine: dict[str, Any], settings: Settings) -> str:
     )
 
 
-def _write(
-    arguments: argparse.Namespace, machine: dict[str, Any], heading: str, settings: Settings, tables: list[Table]
-) -> None:
-    from capsdesc.evaluation.report import write_text
-
+def _as_json(
+    arguments: argparse.Namespace, machine: dict[str, Any], settings: Settings, tables: Sequence[Table]
+) -> str:
     options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
     content = {
         "command": sys.argv,
@@ -195,8 +205,7 @@ def _write(
         "settings": {name: value for name, value in options.items() if name != "run"} | dataclasses.asdict(settings),
         "tables": [table.to_dict() for table in tables],
     }
-    write_text(arguments.output / "results.json", json.dumps(content, indent=1) + "\n")
-    write_text(arguments.output / "results.md", "\n".join([heading, *(table.markdown() for table in tables)]))
+    return json.dumps(content, indent=1) + "\n"
 
 
 def _section(text: str) -> str:

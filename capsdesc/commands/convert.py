@@ -18,10 +18,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("output", type=Path, metavar="DIR")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=run)
 
 
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Run ``capsdesc convert``; returns the exit code."""
     weights = convert_official(options.checkpoint, options.output)
     print(f"wrote {options.output}: {weights.config.encoder}, {len(weights.state_dict)} tensors")
     return 0

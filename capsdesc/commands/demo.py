@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from capsdesc.commands.options import positive
+from capsdesc.commands.options import add_device_option, add_weights_option, positive
 from capsdesc.demo.page import build_page, check_gradio, serve
 from capsdesc.demo.photographs import EXAMPLE, read_photograph
 from capsdesc.describe.extractor import CAPSExtractor
@@ -32,8 +32,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         )
     parser.add_argument("--port", type=positive, default=7860, help="of 127.0.0.1 (default: %(default)s)")
     parser.add_argument("--share", action="store_true", help="also by a public link, through Gradio's servers")
-    parser.add_argument("--weights", help="bundled name, file, folder or hub name (default: the bundled weights)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is one)")
+    add_weights_option(parser)
+    add_device_option(parser)
     parser.add_argument(
         "--max-size",
         type=positive,

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
-from capsdesc.commands.options import positive
+from capsdesc.commands.options import (
+    add_device_option,
+    add_json_option,
+    add_max_keypoints_option,
+    add_max_shift_option,
+    add_ratio_option,
+    add_seed_option,
+    positive,
+)
 from capsdesc.evaluation.datasets import LAYOUTS
-from capsdesc.matching import MAX_SHIFT
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = """\
 Measure descriptors on benchmarks, given as pairs of a kind and a path:
@@ -36,6 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("benchmarks", nargs="+", metavar="KIND PATH", help="benchmarks; as many as wanted")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
+    add_json_option(parser)
     parser.add_argument(
         "--methods",
         default="rootsift,caps",
@@ -55,16 +66,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         default="shared",
         help="describe the same SIFT keypoints, compare whole methods with their own, or both (default: %(default)s)",
     )
-    parser.add_argument("--max-keypoints", type=positive, default=2048, metavar="N", help="per image (%(default)s)")
+    add_max_keypoints_option(parser)
     parser.add_argument("--max-edge", type=positive, default=1024, metavar="PX", help="shrink to (%(default)s)")
-    parser.add_argument("--ratio", type=float, metavar="R", help="ratio test on the matches (default: none)")
-    parser.add_argument(
-        "--max-shift",
-        type=float,
-        default=MAX_SHIFT,
-        metavar="PX",
-        help="of matches of checked methods (default: %(default)s)",
-    )
+    add_ratio_option(parser)
+    add_max_shift_option(parser, more="; of checked methods")
     parser.add_argument(
         "--estimator",
         choices=("opencv", "poselib", "paper"),
@@ -75,14 +80,14 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--homography-threshold", type=float, default=3.0, metavar="PX", help="of homographies (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of estimators and --max-pairs (default: %(default)s)")
+    add_seed_option(parser, "estimators and --max-pairs")
     parser.add_argument("--max-pairs", type=positive, metavar="N", help="draw N pairs of every benchmark")
     parser.add_argument(
         "--min-overlap", type=float, default=0.1, metavar="SHARE", help="of colmap pairs: shared points (%(default)s)"
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="of pairs and colmap: where the images are")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="features (default: OUT/features)")
-    parser.add_argument("--device", help="where networks run (default: chosen)")
+    add_device_option(parser)
     parser.add_argument("--plot", action="store_true", help="draw curves, with matplotlib")
     parser.set_defaults(run=run)
 
@@ -94,7 +99,10 @@ def run(arguments: argparse.Namespace) -> int:
         arguments: as the parser of :func:`add_parser` gives them.
 
     Returns:
-        The exit code: 0, or 1 with a message on standard error when data, weights or a package are missing or wrong.
+        The exit code.
+
+    Raises:
+        OSError, ValueError, ImportError: data, weights or a package are missing or wrong.
     """
     # Here and not above: the other commands need none of this, and start sooner without.
     from capsdesc.evaluation import report
@@ -103,53 +111,52 @@ def run(arguments: argparse.Namespace) -> int:
     from capsdesc.evaluation.methods import Describer, get_methods
     from capsdesc.evaluation.protocols import Settings, evaluate
 
-    try:
-        kinds, paths = arguments.benchmarks[::2], arguments.benchmarks[1::2]
-        if len(kinds) != len(paths):
-            raise ValueError(f"benchmarks are pairs of a kind and a path; {kinds[-1]!r} has no path")
-        settings = Settings(
-            max_keypoints=arguments.max_keypoints,
-            max_edge=arguments.max_edge,
-            ratio=arguments.ratio,
-            max_shift=arguments.max_shift,
-            estimator=arguments.estimator,
-            threshold=arguments.threshold,
-            homography_threshold=arguments.homography_threshold,
+    kinds, paths = arguments.benchmarks[::2], arguments.benchmarks[1::2]
+    if len(kinds) != len(paths):
+        raise ValueError(f"benchmarks are pairs of a kind and a path; {kinds[-1]!r} has no path")
+    settings = Settings(
+        max_keypoints=arguments.max_keypoints,
+        max_edge=arguments.max_edge,
+        ratio=arguments.ratio,
+        max_shift=arguments.max_shift,
+        estimator=arguments.estimator,
+        threshold=arguments.threshold,
+        homography_threshold=arguments.homography_threshold,
+        seed=arguments.seed,
+    )
+    methods = get_methods(arguments.methods.split(","), weights=arguments.weights, device=arguments.device)
+    benchmarks = [
+        read_benchmark(
+            kind,
+            Path(path),
+            images=arguments.images,
+            min_overlap=arguments.min_overlap,
+            max_pairs=arguments.max_pairs,
             seed=arguments.seed,
         )
-        methods = get_methods(arguments.methods.split(","), weights=arguments.weights, device=arguments.device)
-        benchmarks = [
-            read_benchmark(
-                kind,
-                Path(path),
-                images=arguments.images,
-                min_overlap=arguments.min_overlap,
-                max_pairs=arguments.max_pairs,
-                seed=arguments.seed,
-            )
-            for kind, path in zip(kinds, paths, strict=True)
-        ]
-        names = [benchmark.name for benchmark in benchmarks]
-        if len(set(names)) < len(names):
-            raise ValueError(f"benchmarks are told apart by the last part of their path, but they are {names}")
-        store = FeatureStore(
-            arguments.cache or arguments.output / "features",
-            max_keypoints=settings.max_keypoints,
-            max_edge=settings.max_edge,
-        )
-        results = []
-        for keypoints in ("shared", "own") if arguments.keypoints == "both" else (arguments.keypoints,):
-            for method in methods:
-                if keypoints == "shared" and not isinstance(method, Describer):
-                    print(f"{method.name} cannot describe given keypoints: left out of that table", file=sys.stderr)
-                    continue
-                results += [evaluate(benchmark, method, keypoints, store, settings) for benchmark in benchmarks]
-        report.write_json(results, arguments.output / "results.json", command=sys.argv)
-        report.write_markdown(results, arguments.output / "results.md")
-        if arguments.plot:
-            report.plot(results, arguments.output)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"capsdesc eval: {error}", file=sys.stderr)
-        return 1
-    print(report.markdown(results))
+        for kind, path in zip(kinds, paths, strict=True)
+    ]
+    names = [benchmark.name for benchmark in benchmarks]
+    if len(set(names)) < len(names):
+        raise ValueError(f"benchmarks are told apart by the last part of their path, but they are {names}")
+    store = FeatureStore(
+        arguments.cache or arguments.output / "features",
+        max_keypoints=settings.max_keypoints,
+        max_edge=settings.max_edge,
+    )
+    results = []
+    for keypoints in ("shared", "own") if arguments.keypoints == "both" else (arguments.keypoints,):
+        for method in methods:
+            if keypoints == "shared" and not isinstance(method, Describer):
+                logger.warning("%s cannot describe given keypoints: left out of that table", method.name)
+                continue
+            results += [evaluate(benchmark, method, keypoints, store, settings) for benchmark in benchmarks]
+    report.write_json(results, arguments.output / "results.json", command=sys.argv)
+    report.write_markdown(results, arguments.output / "results.md")
+    if arguments.plot:
+        report.plot(results, arguments.output)
+    if arguments.json:
+        print((arguments.output / "results.json").read_text(encoding="utf-8"), end="")
+    else:
+        print(report.markdown(results))
     return 0

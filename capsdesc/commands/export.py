@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from capsdesc.commands.options import add_weights_option
 from capsdesc.onnx import export_onnx
 
 DESCRIPTION = """\
@@ -29,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="the file to write")
-    parser.add_argument("--weights", help="bundled name, file, folder or hub name (default: the bundled weights)")
+    add_weights_option(parser)
     parser.set_defaults(run=run)
 
 

@@ -8,7 +8,13 @@ from typing import Any, get_args
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from capsdesc.commands.options import add_detector_option, add_network_options, add_orientation_option, extractor_of
+from capsdesc.commands.options import (
+    add_detector_option,
+    add_max_keypoints_option,
+    add_network_options,
+    add_orientation_option,
+    extractor_of,
+)
 from capsdesc.pipelines.extract import Engine, extract_images, name_images
 from capsdesc.pipelines.stores import feature_sink
 
@@ -30,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         required=True,
         help="folder for a .npz file an image; or, if it ends in .h5, a features file of hloc",
     )
-    parser.add_argument("--max-keypoints", type=int, default=2048, metavar="N", help="per image (%(default)s)")
+    add_max_keypoints_option(parser)
     add_detector_option(parser)
     add_orientation_option(parser)
     parser.add_argument(
@@ -48,10 +54,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--workers", type=int, metavar="N", help="of Ray (default: one a GPU or, without, a CPU)")
     add_network_options(parser)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=run)
 
 
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Run ``capsdesc extract``; returns the exit code: 1 where an image was left out."""
     images = name_images(options.images)
     sink = feature_sink(options.output)
     with logging_redirect_tqdm():
@@ -70,5 +77,6 @@ def _run(options: argparse.Namespace) -> int:
         )
     there = f", {len(done.kept)} were there already" if done.kept else ""
     broken = f", {len(done.broken)} left out" if done.broken else ""
-    print(f"described {len(done.described)} of {len(images)} images in {options.output}{there}{broken}")
+    if not options.quiet:
+        print(f"described {len(done.described)} of {len(images)} images in {options.output}{there}{broken}")
     return 1 if done.broken else 0

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from capsdesc.commands.options import add_network_options, add_pair_options, extractor_of
-from capsdesc.commands.pictures import check_picture, write_picture
+from capsdesc.commands.options import add_json_option, add_network_options, add_pair_options, extractor_of
+from capsdesc.commands.results import check_picture, say_written, write_picture
 from capsdesc.images import read_image
 from capsdesc.types import Array
 from capsdesc.visualization import draw_located
@@ -24,12 +25,14 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="find points of one image in another",
         description="Where are these points of image0 in image1? Prints a line of x0,y0,x1,y1,std for each.",
     )
-    add_pair_options(parser, picture="with circles of one deviation")
+    add_pair_options(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="picture with circles of one deviation")
+    add_json_option(parser)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--points", nargs="+", type=_point, metavar="X,Y", help="points in image0, in pixels")
     where.add_argument("--points-file", type=Path, metavar="CSV", help="a file with x,y on each line")
     add_network_options(parser)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=run)
 
 
 def _point(text: str) -> tuple[float, float]:
@@ -56,14 +59,21 @@ def _read_points(path: Path) -> Array:
     return np.asarray(rows, dtype=np.float32).reshape(-1, 2)
 
 
-def _run(options: argparse.Namespace) -> int:
-    check_picture(options.output)
+def run(options: argparse.Namespace) -> int:
+    """Run ``capsdesc locate``; returns the exit code."""
+    if options.output is not None:
+        check_picture(options.output)
     points = np.asarray(options.points, dtype=np.float32) if options.points else _read_points(options.points_file)
     image0, image1 = read_image(options.image0), read_image(options.image1)
     located = extractor_of(options).locate(points, image0, image1)
-    print("x0,y0,x1,y1,std")
-    for (x0, y0), (x1, y1), std in zip(points, located.points, located.std, strict=True):
-        print(f"{x0:.2f},{y0:.2f},{x1:.2f},{y1:.2f},{std:.2f}")
+    found, std = np.asarray(located.points), np.asarray(located.std)
+    if options.json:
+        print(json.dumps({"points0": points.tolist(), "points1": found.tolist(), "std": std.tolist()}))
+    else:
+        print("x0,y0,x1,y1,std")
+        for row in np.column_stack([points, found, std]):
+            print(",".join(f"{value:.2f}" for value in row))
     if options.output is not None:
-        write_picture(options.output, draw_located(image0, image1, points, located.points, np.asarray(located.std)))
+        write_picture(options.output, draw_located(image0, image1, points, found, std))
+        say_written(options.output, options)
     return 0

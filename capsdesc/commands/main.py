@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 
 from capsdesc.commands import (
     bench,
@@ -18,6 +16,7 @@ from capsdesc.commands import (
     locate,
     match,
     match_features,
+    program,
     publish,
     sfm,
 )
@@ -28,24 +27,18 @@ COMMANDS = (match, extract, match_features, locate, sfm, demo, eval, bench, expo
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(prog="capsdesc", description="Local descriptors learned from camera poses.")
-    parser.add_argument("--version", action="version", version=f"capsdesc {metadata.version('capsdesc')}")
+    program.add_version_option(parser)
     commands = parser.add_subparsers(required=True, title="commands")
     for command in COMMANDS:
         command.add_parser(commands)
+    for command_parser in commands.choices.values():
+        program.add_common_options(command_parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``capsdesc``; returns the exit code: 0, or 1 with a message on standard error."""
-    options = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        code: int = options.run(options)
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        # Messages that OpenCV or torch had a part in have several lines.
-        print("capsdesc:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
-    return code
+    """Run ``capsdesc``; returns the exit code, see :func:`capsdesc.commands.program.run`."""
+    return program.run("capsdesc", build_parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from capsdesc.commands.options import add_max_shift_option
+from capsdesc.commands.options import add_max_shift_option, add_ratio_option
 from capsdesc.io.pairs import read_pairs
 from capsdesc.pipelines.match import match_pairs
 
@@ -25,20 +25,27 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("features", type=Path, metavar="FEATURES.h5")
     parser.add_argument("pairs", type=Path, metavar="PAIRS.txt", help="two names of images on each line")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MATCHES.h5")
-    parser.add_argument("--ratio", type=float, help="ratio test on the matches (default: none)")
-    add_max_shift_option(parser, needs="; needs features of `capsdesc extract --derivatives`")
+    add_ratio_option(parser)
+    add_max_shift_option(parser, None, "; needs features of `capsdesc extract --derivatives`")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=run)
 
 
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Run ``capsdesc match-features``; returns the exit code: 1 where a pair was left out."""
     if options.output.exists() and not options.overwrite:
         raise FileExistsError(f"{options.output} exists; name another output, or replace it with --overwrite")
     pairs = read_pairs(options.pairs)
     with logging_redirect_tqdm():
         done = match_pairs(
-            options.features, pairs, options.output, ratio=options.ratio, max_shift=options.max_shift, progress=True
+            options.features,
+            pairs,
+            options.output,
+            ratio=options.ratio,
+            max_shift=options.max_shift,
+            progress=True,
         )
     left_out = f", {len(done.left_out)} left out" if done.left_out else ""
-    print(f"wrote {options.output}: {len(done.matched)} pairs{left_out}")
+    if not options.quiet:
+        print(f"wrote {options.output}: {len(done.matched)} pairs{left_out}")
     return 1 if done.left_out else 0

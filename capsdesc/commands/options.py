@@ -11,13 +11,6 @@ from capsdesc.keypoints import DETECTORS
 from capsdesc.matching import MAX_SHIFT
 
 
-def add_pair_options(parser: argparse.ArgumentParser, picture: str) -> None:
-    """Add two images, and where a picture of them is written."""
-    parser.add_argument("image0", type=Path)
-    parser.add_argument("image1", type=Path)
-    parser.add_argument("-o", "--output", type=Path, metavar="PNG", help=f"picture {picture}")
-
-
 def positive(text: str) -> int:
     """An argument that is a positive integer."""
     value = int(text)
@@ -26,11 +19,37 @@ def positive(text: str) -> int:
     return value
 
 
-def add_network_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose the network; :func:`extractor_of` reads them."""
-    parser.add_argument("--weights", help="bundled name, file, folder or hub name (default: the bundled weights)")
+def add_pair_options(parser: argparse.ArgumentParser) -> None:
+    """Add two images."""
+    parser.add_argument("image0", type=Path)
+    parser.add_argument("image1", type=Path)
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option by which standard output is JSON and nothing else."""
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+
+
+def add_weights_option(parser: argparse._ActionsContainer, of: str = "") -> None:
+    """Add the option that chooses the weights."""
+    parser.add_argument("--weights", help=f"{of}bundled name, file, folder or hub name (default: the bundled weights)")
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses where networks run."""
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is one)")
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the network and the size it sees; :func:`extractor_of` reads them."""
+    add_weights_option(parser)
+    add_device_option(parser)
     parser.add_argument("--max-size", type=int, metavar="PX", help="shrink images whose longer edge is longer")
+
+
+def add_max_keypoints_option(parser: argparse._ActionsContainer, default: int = 2048) -> None:
+    """Add the option that bounds the number of keypoints."""
+    parser.add_argument("--max-keypoints", type=int, default=default, metavar="N", help="per image (%(default)s)")
 
 
 def add_detector_option(parser: argparse.ArgumentParser) -> None:
@@ -53,18 +72,31 @@ def add_orientation_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def extractor_of(options: argparse.Namespace, detector: str = "sift") -> CAPSExtractor:
-    """The extractor that the options of :func:`add_network_options` choose, with this detector."""
-    return CAPSExtractor(options.weights, detector=detector, device=options.device, max_size=options.max_size)
+def add_ratio_option(parser: argparse.ArgumentParser, default: float | None = None) -> None:
+    """Add the option of the ratio test."""
+    shown = "none" if default is None else "%(default)s"
+    parser.add_argument(
+        "--ratio", type=float, default=default, metavar="R", help=f"of the ratio test on matches, up to 1 ({shown})"
+    )
 
 
-def add_max_shift_option(parser: argparse.ArgumentParser, default: float | None = None, needs: str = "") -> None:
-    """Add the option for `max_shift` of `match`."""
+def add_max_shift_option(parser: argparse.ArgumentParser, default: float | None = MAX_SHIFT, more: str = "") -> None:
+    """Add the option of the check by derivatives, `max_shift` of :func:`capsdesc.match`."""
     parser.add_argument(
         "--max-shift",
         type=float,
         default=default,
         metavar="PX",
         help="drop matches that would look more alike with one of the points moved by more than this "
-        f"({f'default: none, {MAX_SHIFT:g} suits' if default is None else '%(default)s'}{needs})",
+        f"({'none' if default is None else '%(default)s'}{more})",
     )
+
+
+def add_seed_option(parser: argparse.ArgumentParser, of: str) -> None:
+    """Add the option that makes random choices the same again."""
+    parser.add_argument("--seed", type=int, default=0, help=f"of {of} (%(default)s)")
+
+
+def extractor_of(options: argparse.Namespace, detector: str = "sift") -> CAPSExtractor:
+    """The extractor that the options of :func:`add_network_options` choose, with this detector."""
+    return CAPSExtractor(options.weights, detector=detector, device=options.device, max_size=options.max_size)

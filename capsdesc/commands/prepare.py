@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from capsdesc.commands import program
 from capsdesc.pipelines.prepare import MATCHERS, PrepareConfig, prepare
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     defaults = PrepareConfig()
-    parser.description = (
-        "Reconstruct cameras and poses from photographs by structure from motion, as scenes for capsdesc-train. "
-        "Run the same command again to resume."
+    parser = argparse.ArgumentParser(
+        prog="capsdesc-train prepare",
+        description="Reconstruct cameras and poses from photographs by structure from motion, as scenes for "
+        "capsdesc-train. Run the same command again to resume.",
     )
     parser.add_argument("photographs", type=Path, help="folder of the photographs, subfolders included")
     parser.add_argument("out", type=Path, help="folder for images/, sparse/ and the database")
@@ -33,6 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shrink to this longer edge (default: link the files as they are)",
     )
     parser.add_argument("--threads", type=int, default=-1, help="threads to use (default: all cores)")
+    program.add_version_option(parser)
+    program.add_common_options(parser)
+    parser.set_defaults(run=run)
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:

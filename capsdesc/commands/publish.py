@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +39,14 @@ def run(arguments: argparse.Namespace) -> int:
         arguments: as the parser of :func:`add_parser` gives them.
 
     Returns:
-        The exit code: 0, or 1 with a message on standard error when nothing was published.
+        The exit code.
     """
-    try:
-        published = publish(
-            arguments.folder,
-            arguments.repository,
-            private=arguments.private,
-            revision=arguments.revision,
-            message=arguments.message,
-        )
-    except (OSError, ValueError) as error:
-        print(f"capsdesc publish: {error}", file=sys.stderr)
-        return 1
+    published = publish(
+        arguments.folder,
+        arguments.repository,
+        private=arguments.private,
+        revision=arguments.revision,
+        message=arguments.message,
+    )
     print(published)
     return 0

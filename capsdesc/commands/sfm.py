@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from capsdesc.commands.options import add_max_shift_option, add_network_options, add_orientation_option
+from capsdesc.commands.options import (
+    add_max_keypoints_option,
+    add_max_shift_option,
+    add_network_options,
+    add_orientation_option,
+    add_ratio_option,
+)
 from capsdesc.pipelines.sfm import PAIRINGS, SfmConfig, reconstruct, reconstruct_with_sift, sfm_extractor
 from capsdesc.pipelines.summary import Reconstruction
 
@@ -27,13 +33,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("photographs", type=Path, help="folder of the photographs, subfolders included")
     parser.add_argument("out", type=Path, help="folder for features/, database.db, sparse/ and summary.json")
-    parser.add_argument(
-        "--max-keypoints", type=int, default=SfmConfig.max_keypoints, metavar="N", help="per photograph (%(default)s)"
-    )
+    add_max_keypoints_option(parser, SfmConfig.max_keypoints)
     add_orientation_option(parser)
-    parser.add_argument(
-        "--ratio", type=float, default=SfmConfig.ratio, help="of the ratio test on matches, up to 1 (%(default)s)"
-    )
+    add_ratio_option(parser, SfmConfig.ratio)
     add_max_shift_option(parser, SfmConfig.max_shift)
     parser.add_argument(
         "--pairs",
@@ -63,10 +65,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--threads", type=int, default=-1, metavar="N", help="(default: all cores)")
     add_network_options(parser)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=run)
 
 
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Run ``capsdesc sfm``; returns the exit code: 1 where there is no model."""
     config = SfmConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(SfmConfig)})
     if options.threads > 0:
         torch.set_num_threads(options.threads)

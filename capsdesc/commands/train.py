@@ -15,7 +15,9 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from capsdesc.commands import prepare
+from capsdesc.commands import prepare, program
+from capsdesc.commands.options import add_device_option, add_weights_option
+from capsdesc.devices import usable_device
 from capsdesc.images import find_images
 from capsdesc.io.locks import sole_use
 from capsdesc.io.text import parse_yaml, read_text
@@ -66,9 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="change single settings, for example data.width=320 loss.contrastive=0.1",
     )
     start = parser.add_mutually_exclusive_group()
-    start.add_argument(
-        "--weights", help="fine-tune these: bundled name, file, folder or hub name (default: the bundled weights)"
-    )
+    add_weights_option(start, "fine-tune these: ")
     start.add_argument(
         "--encoder",
         metavar="FILE_OR_NAME",
@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, help="pairs per step, of all processes together")
     parser.add_argument("--seed", type=int, help="of data and random parameters")
     parser.add_argument("--max-minutes", type=float, help="stop after this long; the same command goes on")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is one)")
+    add_device_option(parser)
     parser.add_argument(
         "--workers", type=int, default=1, help="processes that prepare pairs, for each that trains (default: 1)"
     )
@@ -92,27 +92,25 @@ def build_parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help=f"write curves and pictures to OUT/{monitor.FOLDER} (default: if TensorBoard is installed)",
     )
+    program.add_version_option(parser)
+    program.add_common_options(parser)
+    parser.set_defaults(run=run)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``capsdesc-train``; returns the exit code."""
+    """Run ``capsdesc-train``; returns the exit code, see :func:`capsdesc.commands.program.run`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        if arguments[:1] == ["prepare"]:
-            parser = argparse.ArgumentParser(prog="capsdesc-train prepare")
-            prepare.add_arguments(parser)
-            return prepare.run(parser.parse_args(arguments[1:]))
-        return run(build_parser().parse_args(arguments))
-    except (OSError, ValueError, ImportError, FloatingPointError, RuntimeError) as error:
-        print(f"capsdesc-train: {error}", file=sys.stderr)
-        return 1
+    if arguments[:1] == ["prepare"]:
+        options = prepare.build_parser().parse_args(arguments[1:])
+    else:
+        options = build_parser().parse_args(arguments)
+    return program.run("capsdesc-train", options, logging.INFO)
 
 
 def run(options: argparse.Namespace) -> int:
     """Train as the options say, together with the processes that torchrun started beside this one."""
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(options.device)
     with distributed.process_group(device) as own_device:
         if not distributed.is_main():
             logging.getLogger("capsdesc").setLevel(logging.ERROR)

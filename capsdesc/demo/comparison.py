@@ -25,7 +25,7 @@ NAMES = "A", "B"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class View:
+class Look:
     """One look at the comparison: a picture, or None where there is nothing to show, and a sentence in Markdown."""
 
     figure: Figure | None
@@ -44,11 +44,11 @@ class Comparison:
         descriptors: the descriptor maps in colours.
     """
 
-    matches: View
-    pose: View
-    epipolar: View
-    homography: View
-    descriptors: View
+    matches: Look
+    pose: Look
+    epipolar: Look
+    homography: Look
+    descriptors: Look
 
 
 def find(
@@ -100,12 +100,11 @@ def compare(
     images = photographs[0].pixels, photographs[1].pixels
     features0, features1 = (caps.extract(image, MAX_KEYPOINTS, derivatives=True) for image in images)
     matches = match(features0, features1, max_shift=MAX_SHIFT)
-    points0 = np.asarray(features0.keypoints)[matches.indices[:, 0]]
-    points1 = np.asarray(features1.keypoints)[matches.indices[:, 1]]
+    points0, points1 = map(np.asarray, matches.points(features0, features1))
     pose = estimate_pose(points0, points1, K0, K1)
     homography = estimate_homography(points0, points1)
     return Comparison(
-        matches=View(
+        matches=Look(
             plot_matches(*images, points0, points1),
             f"**{len(matches)} matches** of {len(features0)} keypoints in A and {len(features1)} in B: mutual nearest "
             "neighbours that lie where they look most alike. The colour is a point's place in A.",
@@ -113,7 +112,7 @@ def compare(
         pose=_pose_view(images, points0, points1, pose),
         epipolar=_epipolar_view(images, points0, points1, pose, K0, K1),
         homography=_homography_view(images, points0, points1, homography),
-        descriptors=View(
+        descriptors=Look(
             plot_descriptors(images, [caps.dense(image) for image in images]),
             "Similar descriptors have similar colours, in both photographs: three principal components of all of them.",
         ),
@@ -122,12 +121,12 @@ def compare(
 
 def _pose_view(
     images: tuple[UInt8Array, UInt8Array], points0: Array, points1: Array, pose: RelativePose | None
-) -> View:
+) -> Look:
     if pose is None:
-        return View(None, "**No pose found**: too few matches agree on one.")
+        return Look(None, "**No pose found**: too few matches agree on one.")
     angle = np.rad2deg(np.linalg.norm(cv2.Rodrigues(pose.R)[0]))
     x, y, z = -pose.R.T @ pose.t
-    return View(
+    return Look(
         plot_matches(*images, points0, points1, pose.inliers),
         f"**{int(pose.inliers.sum())} of {len(points0)} matches** agree on a pose: the camera of B is turned by "
         f"**{angle:.1f} degrees** and stands in the direction ({x:.2f}, {y:.2f}, {z:.2f}) from that of A, in A's own "
@@ -142,13 +141,13 @@ def _epipolar_view(
     pose: RelativePose | None,
     K0: Array,
     K1: Array,
-) -> View:
+) -> Look:
     if pose is None:
-        return View(None, "**No pose found**, so there are no epipolar lines.")
+        return Look(None, "**No pose found**, so there are no epipolar lines.")
     inliers = np.flatnonzero(pose.inliers)
     some = np.random.default_rng(0).permutation(inliers)[:EPIPOLAR_LINES]
     F = fundamental_from_pose(pose.R, pose.t, K0, K1)
-    return View(
+    return Look(
         plot_epipolar_lines(*images, points0[some], F, points1[some]),
         "By the pose, each point of A lies in B on the line of its colour. The dots are their matches, "
         f"{len(some)} of the inliers.",
@@ -157,10 +156,10 @@ def _epipolar_view(
 
 def _homography_view(
     images: tuple[UInt8Array, UInt8Array], points0: Array, points1: Array, homography: Homography | None
-) -> View:
+) -> Look:
     if homography is None:
-        return View(None, "**No homography found**: too few matches lie on one plane.")
-    return View(
+        return Look(None, "**No homography found**: too few matches lie on one plane.")
+    return Look(
         plot_matches(*images, points0, points1, homography.inliers),
         f"**{int(homography.inliers.sum())} of {len(points0)} matches** agree on a homography, as points of one plane "
         "do, or all points if the camera only turned. The others are grey.",

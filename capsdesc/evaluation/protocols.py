@@ -295,8 +295,7 @@ def _match(features0: ViewFeatures, features1: ViewFeatures, settings: Settings)
 
 
 def _matched_points(keypoints0: npt.NDArray[Any], keypoints1: npt.NDArray[Any], matches: Matches) -> list[Float64Array]:
-    indices = np.asarray(matches.indices)
-    return [keypoints0[indices[:, 0]].astype(np.float64), keypoints1[indices[:, 1]].astype(np.float64)]
+    return [np.asarray(points, dtype=np.float64) for points in matches.points(keypoints0, keypoints1)]
 
 
 def _best_neighbours(matches: Matches, count: int) -> Matches:

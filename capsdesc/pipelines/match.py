@@ -144,7 +144,7 @@ def match_pairs(
             device=device,
             progress=None if progress else False,
         )
-        write_matches(output, ((pair.names, len(pair.features[0]), _scored(pair)) for pair in found))
+        write_matches(output, ((pair.names, len(pair.features[0]), scored(pair)) for pair in found))
     return PairMatching(tuple(kept), left_out)
 
 
@@ -170,7 +170,8 @@ def _unfit_pairs(features: str | os.PathLike[str], pairs: Sequence[tuple[str, st
     return unfit
 
 
-def _scored(pair: MatchedPair) -> ScoredMatches:
+def scored(pair: MatchedPair) -> ScoredMatches:
+    """The matches of a pair with scores as the nearest neighbours of hloc give them, see :func:`match_pairs`."""
     indices = _to_numpy(pair.matches.indices)
     a, b = (_to_numpy(features.descriptors)[indices[:, column]] for column, features in enumerate(pair.features))
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
