@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import io
@@ -86,9 +85,7 @@ def title(page: Path) -> str:
 def parse(words: list[str]) -> None:
     """As the commands parse their options; exits if they refuse them."""
     if words[:2] == ["capsdesc-train", "prepare"]:
-        parser = argparse.ArgumentParser()
-        prepare.add_arguments(parser)
-        parser.parse_args(words[2:])
+        prepare.build_parser().parse_args(words[2:])
     elif words[0] == "capsdesc":
         cli.build_parser().parse_args(words[1:])
     else:

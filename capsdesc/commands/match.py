@@ -98,8 +98,7 @@ def run(options: argparse.Namespace) -> int:
 def _match_two(options: argparse.Namespace) -> int:
     check_outputs(options.output)
     cameras = _cameras(options)
-    paths = options.image0, options.image1
-    images = tuple(read_image(path) for path in paths)
+    images = read_image(options.image0), read_image(options.image1)
     extractor = extractor_of(options, options.detector)
     features0, features1 = (
         extractor.extract(image, options.max_keypoints, orientation=options.orientation, derivatives=True)

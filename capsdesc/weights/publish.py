@@ -80,12 +80,17 @@ def publish(
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
         # Not upload_folder, which may split the files over several commits.
-        commit = api.create_commit(
-            repository,
-            [CommitOperationAdd(name, folder / name) for name in names],
-            commit_message=message or "Publish with capsdesc",
-            revision=revision,
-        )
+        try:
+            commit = api.create_commit(
+                repository,
+                [CommitOperationAdd(name, folder / name) for name in names],
+                commit_message=message or "Publish with capsdesc",
+                revision=revision,
+            )
+        except json.JSONDecodeError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"the hub refuses the card of {repository}: {error}") from error
     except HfHubHTTPError as error:
         if error.response.status_code == 401:
             raise PermissionError(f"the hub refuses the token; run `hf auth login` again: {error}") from error

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 import importlib.util
@@ -19,7 +18,7 @@ import torch
 
 from capsdesc.bench import contests, timing
 from capsdesc.bench.timing import Contest, Contestant, Memory, Row, Settings, Table
-from capsdesc.commands import bench
+from capsdesc.commands.main import main
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.devices import describing_dtype
 from capsdesc.keypoints import SIFTDetector
@@ -39,12 +38,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    bench.add_parser(parser.add_subparsers())
-    parsed = parser.parse_args(["bench", *map(str, arguments)])
-    code = parsed.run(parsed)
-    assert isinstance(code, int)
-    return code
+    return main(["bench", *map(str, arguments)])
 
 
 def table_cells(markdown: str) -> list[list[str]]:
@@ -368,7 +362,7 @@ def test_wrong_arguments_are_one_line_and_exit_code_1(
 ) -> None:
     assert command("describe", *arguments) == 1
     error = capsys.readouterr().err
-    assert error.startswith("capsdesc bench: ")
+    assert error.startswith("capsdesc: ")
     assert error.count("\n") == 1
     assert message in error
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import csv
+import fcntl
+import importlib
+import json
 import os
+import pty
 import re
 import shutil
+import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+import termios
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,8 +27,11 @@ import pytest
 import torch
 
 import capsdesc
-from capsdesc import CAPSExtractor, estimate_homography, estimate_pose, match
-from capsdesc.commands.main import main
+from capsdesc import CAPSExtractor, Matches, estimate_homography, estimate_pose, match
+from capsdesc.commands import program
+from capsdesc.commands.main import COMMANDS, build_parser, main
+from capsdesc.commands.train import main as train
+from capsdesc.io.hloc import read_matches
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.weights import resolve
 
@@ -94,7 +105,13 @@ def test_version(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
     assert stop.value.code == 0
-    assert capsys.readouterr().out == f"capsdesc {metadata.version('capsdesc')}\n"
+    version = metadata.version("capsdesc")
+    assert capsys.readouterr().out == f"capsdesc {version}\n"
+    for arguments, name in ((["--version"], "capsdesc-train"), (["prepare", "--version"], "capsdesc-train prepare")):
+        with pytest.raises(SystemExit) as stop:
+            train(arguments)
+        assert stop.value.code == 0
+        assert capsys.readouterr().out == f"{name} {version}\n"
 
 
 def test_match_prints_the_homography_of_a_shift(
@@ -108,7 +125,7 @@ def test_match_prints_the_homography_of_a_shift(
     picture_file = tmp_path / "matches.png"
     assert main(["match", *shifted, *network, "--max-keypoints", "300", "-o", str(picture_file)]) == 0
     output = capsys.readouterr()
-    assert output.err == ""
+    assert output.err == f"wrote {picture_file}\n"
 
     features = [caps.extract(image, 300) for image in shifted]
     matches = match(*features)
@@ -211,7 +228,7 @@ def test_match_of_images_without_keypoints(
     output = capsys.readouterr()
     assert numbers(output.out) == {"keypoints": [0, 0], "matches": [0], "inliers": [0]}
     assert message in output.out
-    assert output.err == ""
+    assert output.err == f"wrote {picture}\n"
     assert np.asarray(cv2.imread(str(picture))).shape == (40, 50 + 8 + 51, 3)
 
 
@@ -224,7 +241,7 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_behind(
     network: list[str], shifted: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
     small = ["--max-keypoints", "20"]
-    for name in ("picture.xyz", "picture", "picture.npz"):
+    for name in ("picture.xyz", "picture", "picture.yaml"):
         fails(capsys, ["match", *shifted, *network, *small, "-o", str(tmp_path / name)], f"cannot write.*{name}")
         fails(
             capsys,
@@ -268,6 +285,123 @@ def test_match_refuses_values_that_make_no_sense(
     network: list[str], shifted: list[str], capsys: Capture, options: list[str], message: str
 ) -> None:
     fails(capsys, ["match", *shifted, *network, *options], message)
+
+
+# Results that programs read
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The arrays in a file of matches, whatever its format, and inliers as bool."""
+    if path.suffix == ".npz":
+        with np.load(path) as stored:
+            return dict(stored)
+    if path.suffix == ".h5":
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(path) as file:
+            return {name: values[()] for name, values in file["0.png/1.png"].items()}
+    if path.suffix == ".json":
+        content = json.loads(path.read_text())
+        content["inliers"] = content.pop("inlier")
+        return {name: np.asarray(value) for name, value in content.items()}
+    with open(path, newline="") as file:
+        found = list(csv.DictReader(file))
+    assert {(row["image0"], row["image1"]) for row in found} == {("0.png", "1.png")}
+
+    def column(*names: str) -> Array:
+        return np.array([[float(row[name]) for name in names] for row in found])
+
+    return {
+        "points0": column("x0", "y0"),
+        "points1": column("x1", "y1"),
+        "distances": column("distance")[:, 0],
+        "inliers": column("inlier")[:, 0].astype(bool),
+    }
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv", ".json", ".h5"])
+@pytest.mark.parametrize("posed", [False, True])
+def test_match_writes_what_the_library_finds(
+    caps: CAPSExtractor, network: list[str], shifted: list[str], tmp_path: Path, suffix: str, posed: bool
+) -> None:
+    if suffix == ".h5":
+        pytest.importorskip("h5py")
+    file, picture = tmp_path / f"matches{suffix}", tmp_path / "matches.png"
+    intrinsics = ["--K", "300", "300", "159.5", "119.5"] if posed else []
+    arguments = [*shifted, *network, *intrinsics, "--max-keypoints", "100"]
+    assert main(["match", *arguments, "-o", str(file), "-o", str(picture)]) == 0
+    assert picture.is_file()
+    found = read_result(file)
+    features = [caps.extract(image, 100, derivatives=True) for image in shifted]
+    matches = match(*features, max_shift=3)
+    points = tuple(f.keypoints[matches.indices[:, k]] for k, f in enumerate(features))
+    K = np.array([[300, 0, 159.5], [0, 300, 119.5], [0, 0, 1]])
+    model: Any = estimate_pose(points[0], points[1], K, K) if posed else estimate_homography(points[0], points[1])
+    np.testing.assert_allclose(found["points0"], points[0], atol=1e-3)
+    np.testing.assert_allclose(found["points1"], points[1], atol=1e-3)
+    np.testing.assert_allclose(found["distances"], matches.distances, rtol=1e-5)
+    np.testing.assert_array_equal(found["inliers"], model.inliers)
+    if suffix != ".csv":
+        np.testing.assert_array_equal(found["indices"], matches.indices)
+        for name in ("R", "t", "E") if posed else ("H",):
+            np.testing.assert_allclose(found[name], getattr(model, name))
+
+
+def test_a_matches_file_is_one_that_hloc_reads(network: list[str], shifted: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    features, pairs = tmp_path / "features.h5", tmp_path / "pairs.txt"
+    pairs.write_text("0.png 1.png\n")
+    size = ["--max-keypoints", "100"]
+    assert main(["extract", *shifted, *network, *size, "-o", str(features)]) == 0
+    assert main(["match-features", str(features), str(pairs), "-o", str(tmp_path / "listed.h5")]) == 0
+    assert main(["match", *shifted, *network, *size, "--max-shift", "1e9", "-o", str(tmp_path / "pair.h5")]) == 0
+    listed, pair = (read_matches(tmp_path / f"{name}.h5", "0.png", "1.png") for name in ("listed", "pair"))
+    np.testing.assert_array_equal(pair.indices, listed.indices)
+    np.testing.assert_allclose(pair.scores, listed.scores, atol=1e-6)
+
+
+def test_json_is_all_that_is_printed(
+    caps: CAPSExtractor, network: list[str], shifted: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    file = tmp_path / "matches.json"
+    assert main(["match", *shifted, *network, "--max-keypoints", "50", "--json", "-o", str(file)]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out) == json.loads(file.read_text())
+    assert json.loads(output.out)["model"] == "homography"
+    assert output.err == f"wrote {file}\n"
+    assert main(["locate", *shifted, *network, "--points", "160,128", "192,112", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    located = caps.locate(np.array([[160.0, 128.0], [192.0, 112.0]]), *shifted)
+    np.testing.assert_allclose(found["points1"], located.points, rtol=1e-6)
+    np.testing.assert_allclose(found["std"], located.std, rtol=1e-6)
+    assert found["points0"] == [[160, 128], [192, 112]]
+
+
+def test_a_folder_is_matched_pair_by_pair(
+    network: list[str], shifted: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    photographs, file = tmp_path / "photographs", tmp_path / "all.csv"
+    photographs.mkdir()
+    for image in shifted:
+        shutil.copy(image, photographs)
+    (photographs / "2.png").write_bytes(b"no image")
+    options = [*network, "--max-keypoints", "100"]
+    assert main(["match", str(photographs), *options, "-o", str(file)]) == 1
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split("\t") == ["image0", "image1", "matches", "inliers"]
+    assert [line.split("\t")[:2] for line in lines] == [["0.png", "1.png"]]
+    assert main(["match", *shifted, *options]) == 0
+    counts = numbers(capsys.readouterr().out)
+    assert [int(value) for value in lines[0].split("\t")[2:]] == [*counts["matches"], *counts["inliers"]]
+    assert len(read_result(file)["points0"]) == counts["matches"][0]
+
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("1.png 0.png\n")
+    assert main(["match", str(photographs), "--pairs", str(pairs), *options, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)[name] for name in ("image0", "image1")] == ["1.png", "0.png"]
+    pairs.write_text("1.png 9.png\n")
+    fails(capsys, ["match", str(photographs), "--pairs", str(pairs), *options], r"1 images that are not in .*9\.png")
+    fails(capsys, ["match", str(photographs), *options, "-o", str(tmp_path / "a.npz")], r"many pairs.*\.csv")
 
 
 # locate
@@ -387,6 +521,7 @@ def test_convert_refuses_what_is_no_checkpoint(tmp_path: Path, capsys: Capture) 
         (["nosuch"], "nosuch"),
         (["match"], "image0"),
         (["match", "a.png"], "image1"),
+        (["match", "a.png", "b.png", "--pairs", "pairs.txt"], "--pairs"),
         (["match", "a.png", "b.png", "--nosuch"], "--nosuch"),
         (["match", "a.png", "b.png", "--K", "1", "2", "3"], "--K"),
         (["match", "a.png", "b.png", "--K", "1", "2", "3", "x"], "--K"),
@@ -427,6 +562,81 @@ def test_missing_csv_is_named(network: list[str], shifted: list[str], tmp_path: 
     fails(capsys, ["locate", *shifted, *network, "--points-file", str(tmp_path / "no.csv")], r"no\.csv")
 
 
+# Errors: whose they are
+
+
+def raised(call: Callable[[], object]) -> Exception:
+    try:
+        call()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: Path("no such file").read_text(),
+        lambda: match(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32), ratio=2),
+        lambda: CAPSExtractor("no model"),
+    ],
+)
+def test_errors_that_speak_to_the_user_are_expected(call: Callable[[], object]) -> None:
+    assert program.is_expected(raised(call))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: np.zeros(3).reshape(2, 2),
+        lambda: dict[str, int]()["key"],
+        lambda: match(None, None),  # type: ignore[arg-type]
+        lambda: int("one"),
+        lambda: torch.zeros(2) @ torch.zeros(3),
+        lambda: importlib.import_module("no_such_module"),
+        lambda: np.ones(2).nosuch,  # type: ignore[attr-defined]
+        # Raised in this package's own lines, but by the language.
+        lambda: Matches(np.zeros((2, 2), np.int64), np.zeros(1, np.float32)).to_cv2(),
+    ],
+)
+def test_errors_that_are_mistakes_are_not(call: Callable[[], object]) -> None:
+    assert not program.is_expected(raised(call))
+
+
+def options_of(run: Callable[[argparse.Namespace], int], **settings: bool) -> argparse.Namespace:
+    return argparse.Namespace(run=run, **{"quiet": False, "verbose": False, "debug": False} | settings)
+
+
+def test_a_mistake_keeps_its_traceback_and_an_error_is_one_line(capsys: Capture) -> None:
+    def mistaken(options: argparse.Namespace) -> int:
+        return dict[str, int]()["key"]
+
+    def refused(options: argparse.Namespace) -> int:
+        raise OSError("two\nlines")
+
+    def interrupted(options: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyError):
+        program.run("capsdesc", options_of(mistaken))
+    assert program.run("capsdesc", options_of(refused)) == 1
+    assert capsys.readouterr().err == "capsdesc: two lines\n"
+    assert program.run("capsdesc", options_of(refused, debug=True)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback")
+    assert 'raise OSError("two' in error
+    assert error.endswith("capsdesc: two lines\n")
+    assert program.run("capsdesc", options_of(interrupted)) == 130
+    assert capsys.readouterr().err == "capsdesc: interrupted\n"
+
+
+def test_every_command_has_the_common_options() -> None:
+    (subparsers,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    assert len(subparsers.choices) == len(COMMANDS)
+    for parser in subparsers.choices.values():
+        assert {"--quiet", "--verbose", "--debug"} <= set(parser._option_string_actions)
+
+
 # The command as a process of its own
 
 
@@ -446,10 +656,54 @@ def test_match_as_a_process(network: list[str], shifted: list[str], tmp_path: Pa
     arguments = ["match", *map(str, images), *network, "--max-keypoints", "100", "-o", str(folder / "ä.jpg")]
     done = capsdesc_command(*arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert done.stderr == f"wrote {folder / 'ä.jpg'}\n"
     assert main(arguments) == 0
     assert done.stdout == capsys.readouterr().out
     assert sorted(path.name for path in folder.iterdir()) == ["ß0.png", "ß1.png", "ä.jpg"]
+
+
+def on_a_terminal(*arguments: str) -> str:
+    """What the command says on standard error where that is a terminal."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    environment = os.environ | {"PYTHONPATH": str(Path(capsdesc.__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "capsdesc.commands.main", *arguments]
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=theirs, check=False)
+    os.close(theirs)
+    said = b""
+    while part := _read(ours):
+        said += part
+    os.close(ours)
+    return said.decode()
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # how Linux says that nobody writes any more
+        return b""
+
+
+def test_quiet_says_errors_alone(network: list[str], shifted: list[str], tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = [shifted[0], str(tmp_path / "broken.png")]
+    command = ["extract", *images, *network, "--max-keypoints", "10", "-o", str(tmp_path / "features")]
+    loud = on_a_terminal(*command)
+    assert "extract: 100%" in loud
+    assert "left out broken.png" in loud
+    assert on_a_terminal(*command, "--overwrite", "-q") == ""
+    assert "nosuch.png" in on_a_terminal("match", "nosuch.png", "nosuch.png", "-q")
+
+
+def test_a_reader_that_goes_away_is_no_error(network: list[str], shifted: list[str]) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(capsdesc.__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "capsdesc.commands.main", "match", *shifted, *network, "--json"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_failure_as_a_process_is_one_line() -> None:

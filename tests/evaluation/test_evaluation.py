@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from capsdesc.commands import eval as cli
+from capsdesc.commands.main import main
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.evaluation import report
 from capsdesc.evaluation.datasets import PosePair, View, read_benchmark
@@ -425,12 +424,7 @@ def test_caps_runs_and_other_weights_never_meet_old_features(oxford: Path, tmp_p
 
 
 def command(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    cli.add_parser(parser.add_subparsers())
-    parsed = parser.parse_args(["eval", *map(str, arguments)])
-    code = parsed.run(parsed)
-    assert isinstance(code, int)
-    return code
+    return main(["eval", *map(str, arguments)])
 
 
 def test_one_command_makes_the_whole_report(
@@ -490,7 +484,7 @@ def test_wrong_arguments_are_one_line_and_exit_code_1(
     monkeypatch.chdir(tmp_path)
     assert command("--methods", "rootsift", *arguments, "-o", "out") == 1
     output = capsys.readouterr()
-    assert output.err.startswith("capsdesc eval: ")
+    assert output.err.startswith("capsdesc: ")
     assert output.err.count("\n") == 1
     assert message in output.err
     assert output.out == ""

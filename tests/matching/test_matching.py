@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from capsdesc import Features
+from capsdesc import Features, Keypoints
 from capsdesc.matching import Matches, match, nearest
 
 Array = npt.NDArray[Any]
@@ -329,3 +329,39 @@ def test_opencv_matches_empty_and_wrong() -> None:
     for wrong in ([[cv2.DMatch(0, 1, 0.5)]], [(0, 1)], 3):
         with pytest.raises(TypeError, match=r"cv2\.DMatch"):
             Matches.from_cv2(wrong)  # type: ignore[arg-type]
+
+
+# Matches.points
+
+
+def test_points_of_matches_are_those_of_the_keypoints() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.uniform(0, 99, (5, 2)).astype(np.float32), rng.uniform(0, 99, (7, 2))
+    indices = np.array([[0, 6], [3, 2], [4, 2]])
+    matches = Matches(indices, np.zeros(3, np.float32))
+    points0, points1 = matches.points(first, second)
+    expected0 = np.array([first[i] for i, _ in indices])
+    expected1 = np.array([second[j] for _, j in indices], np.float32)
+    np.testing.assert_array_equal(points0, expected0)
+    np.testing.assert_array_equal(points1, expected1)
+    assert points1.dtype == np.float32
+
+    for keypoints in (torch.from_numpy(first), Keypoints(torch.from_numpy(first))):
+        for pairs in (indices, torch.from_numpy(indices)):
+            found = Matches(pairs, torch.zeros(3)).points(keypoints, second)
+            assert isinstance(found[0], torch.Tensor)
+            assert isinstance(found[1], np.ndarray)
+            np.testing.assert_array_equal(found[0].numpy(), expected0)
+            np.testing.assert_array_equal(found[1], expected1)
+    as_cv2 = [cv2.KeyPoint(float(x), float(y), 1) for x, y in first]
+    features = Features(first, np.zeros((5, 4), np.float32), None, None, None, (99, 99))
+    np.testing.assert_array_equal(matches.points(as_cv2, second)[0], expected0)
+    np.testing.assert_array_equal(matches.points(features, second)[0], expected0)
+    empty = Matches(np.zeros((0, 2), np.int64), np.zeros(0, np.float32)).points(np.zeros((0, 2)), second)
+    assert [points.shape for points in empty] == [(0, 2), (0, 2)]
+
+
+def test_points_of_other_keypoints_are_refused() -> None:
+    matches = Matches(np.array([[0, 6]]), np.zeros(1, np.float32))
+    with pytest.raises(ValueError, match="features1 has 5 keypoints, but the matches speak of number 6"):
+        matches.points(np.zeros((7, 2)), np.zeros((5, 2)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import sqlite3
@@ -21,7 +20,7 @@ import pytest
 from relief import orbit, photograph, pixel_grid
 from scipy.spatial.transform import Rotation
 
-from capsdesc.commands.prepare import add_arguments, run
+from capsdesc.commands.train import main
 from capsdesc.images import read_image
 from capsdesc.io.locks import LOCK_NAME
 from capsdesc.pipelines import colmap
@@ -35,11 +34,9 @@ WIDTH, HEIGHT, FOCAL = 240, 180, 250.0
 COUNT = 8
 POSES = orbit(COUNT)
 COMMAND = """
-import argparse, sys
-from capsdesc.commands.prepare import add_arguments, run
-parser = argparse.ArgumentParser()
-add_arguments(parser)
-sys.exit(run(parser.parse_args()))
+import sys
+from capsdesc.commands.train import main
+sys.exit(main(["prepare", *sys.argv[1:]]))
 """
 
 
@@ -144,10 +141,8 @@ def test_a_finished_run_is_not_done_again(
     prepared: Prepared, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     written = (prepared.out / "sparse" / "0" / "images.bin").stat().st_mtime_ns
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
     arguments = [str(prepared.photographs), str(prepared.out), "--camera-model", "SIMPLE_PINHOLE"]
-    assert run(parser.parse_args(arguments)) == 0
+    assert main(["prepare", *arguments]) == 0
     assert capsys.readouterr().out == prepared.printed
     assert (prepared.out / "sparse" / "0" / "images.bin").stat().st_mtime_ns == written
     with pytest.raises(ValueError, match=r"differ in camera_model \(SIMPLE_PINHOLE, now OPENCV\)"):

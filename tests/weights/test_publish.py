@@ -187,14 +187,12 @@ def hub() -> Iterator[Hub]:
 
 # Each call: a token, and either the arguments of `capsdesc publish`, or [weights, file for the descriptors].
 RUN = """
-import argparse, contextlib, io, json, os, sys
+import contextlib, io, json, os, sys
 import numpy as np
 import torch
 from capsdesc import CAPSExtractor
-from capsdesc.commands.publish import add_parser
+from capsdesc.commands.main import main
 
-parser = argparse.ArgumentParser()
-add_parser(parser.add_subparsers())
 given = json.loads(sys.argv[1])
 answers = []
 for token, *arguments in given["calls"]:
@@ -204,8 +202,7 @@ for token, *arguments in given["calls"]:
     if arguments[0] == "publish":
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            options = parser.parse_args(arguments)
-            code = options.run(options)
+            code = main(arguments)
         answers.append([code, (err if code else out).getvalue().strip()])
     else:
         weights, target = arguments
