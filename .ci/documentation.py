@@ -21,6 +21,7 @@ _CARDS = {f"models/{card.parent.name}.md": card for card in _ROOT.glob("capsdesc
 _INCLUDED = {
     "index.md": _ROOT / "README.md",
     "changelog.md": _ROOT / "CHANGELOG.md",
+    "contributing.md": _ROOT / "CONTRIBUTING.md",
     "examples.md": _ROOT / "examples" / "README.md",
     "photographs.md": _ROOT / "examples" / "data" / "README.md",
     **_CARDS,

@@ -15,16 +15,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from capsdesc import estimate_pose
 from capsdesc.evaluation.metrics import error_auc
 from capsdesc.geometry import rotation_error, translation_error
+from capsdesc.types import Float64Array
 
-Array = npt.NDArray[np.float64]
-Pose = tuple[Array, Array]
+Pose = tuple[Float64Array, Float64Array]
 
 WIDTH, HEIGHT = 768, 512
 K = np.array([[700, 0, 383.5], [0, 700, 255.5], [0, 0, 1]])
@@ -60,7 +59,7 @@ SETTINGS = (
 )
 
 
-def make_scene(setting: Setting, rng: np.random.Generator) -> tuple[Array, Array, Pose]:
+def make_scene(setting: Setting, rng: np.random.Generator) -> tuple[Float64Array, Float64Array, Pose]:
     """(N, 2) matched points in both images and the true pose."""
     X = rng.uniform((-2, -1.5, 4), (2, 1.5, 8), (setting.matches, 3))
     R, t = Rotation.from_rotvec(rng.normal(0, 0.12, 3)).as_matrix(), rng.normal(0, 0.4, 3)
@@ -72,20 +71,20 @@ def make_scene(setting: Setting, rng: np.random.Generator) -> tuple[Array, Array
     return points0, points1, (R, t / np.linalg.norm(t))
 
 
-def _project(X: Array) -> Array:
+def _project(X: Float64Array) -> Float64Array:
     projected = X @ K.T
     return np.asarray(projected[:, :2] / projected[:, 2:])
 
 
-def _ours(backend: Any) -> Callable[[Array, Array], Pose | None]:
-    def estimate(points0: Array, points1: Array) -> Pose | None:
+def _ours(backend: Any) -> Callable[[Float64Array, Float64Array], Pose | None]:
+    def estimate(points0: Float64Array, points1: Float64Array) -> Pose | None:
         pose = estimate_pose(points0, points1, K, K, backend=backend)
         return None if pose is None else (pose.R, pose.t)
 
     return estimate
 
 
-def _bare_opencv(points0: Array, points1: Array) -> Pose | None:
+def _bare_opencv(points0: Float64Array, points1: Float64Array) -> Pose | None:
     E, mask = cv2.findEssentialMat(points0, points1, K, cv2.USAC_MAGSAC, 0.99999, 1.0)
     if E is None or E.shape != (3, 3):
         return None
@@ -93,7 +92,7 @@ def _bare_opencv(points0: Array, points1: Array) -> Pose | None:
     return np.asarray(R, dtype=np.float64), np.asarray(t[:, 0], dtype=np.float64)
 
 
-BACKENDS: dict[str, Callable[[Array, Array], Pose | None]] = {
+BACKENDS: dict[str, Callable[[Float64Array, Float64Array], Pose | None]] = {
     'estimate_pose(backend="opencv")': _ours("opencv"),
     'estimate_pose(backend="poselib")': _ours("poselib"),
     "cv2.findEssentialMat, USAC_MAGSAC, and recoverPose": _bare_opencv,

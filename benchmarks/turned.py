@@ -10,7 +10,6 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,9 +18,9 @@ from tqdm import tqdm
 
 from capsdesc import CAPSExtractor, Features, match
 from capsdesc.images import read_image
+from capsdesc.types import Array
 
 UPRIGHT = ("bikes", "graf", "leuven", "trees", "ubc", "wall")
-Array = npt.NDArray[Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from capsdesc.matching import match
     from capsdesc.types import Features, Fundamental, Homography, Keypoints, Located, Matches, RelativePose
 
+    __version__: str
+
 __all__ = [
     "CAPSExtractor",
     "Features",
@@ -40,7 +42,9 @@ _PACKAGES = ("describe", "geometry", "images", "io", "keypoints", "matching", "m
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
+    if name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("capsdesc")
+    elif name in __all__:
         value = getattr(importlib.import_module(_HOMES.get(name, "capsdesc.types")), name)
     elif name in _PACKAGES:
         value = importlib.import_module(f"capsdesc.{name}")
@@ -51,4 +55,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PACKAGES})
+    return sorted({*globals(), "__version__", *__all__, *_PACKAGES})

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pycolmap
 
 from capsdesc import CAPSExtractor, match
 from capsdesc.images import read_image
 from capsdesc.io.colmap import find_model
+from capsdesc.types import Array
 from capsdesc.visualization import draw_points
-
-Array = npt.NDArray[Any]
 
 
 def match_model(

@@ -10,16 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from scipy.spatial.transform import Rotation
 
 from capsdesc.images import read_image
-
-Array = npt.NDArray[Any]
+from capsdesc.types import Array
 
 DATA = Path(__file__).parent / "data"
 WIDTH, HEIGHT = 480, 360

@@ -8,17 +8,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from capsdesc import CAPSExtractor, estimate_homography, match
 from capsdesc.geometry import project_homography
 from capsdesc.images import read_image
-
-Array = npt.NDArray[Any]
+from capsdesc.types import Array
 
 DATA = Path(__file__).parent / "data"
 MAX_PIXELS = 200_000_000

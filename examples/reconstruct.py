@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pycolmap
 from make_scene import make_scene
 from matplotlib.figure import Figure
 
 from capsdesc.pipelines.sfm import SfmConfig, reconstruct, sfm_extractor
-
-Array = npt.NDArray[Any]
+from capsdesc.types import Array
 
 
 def upright(images: list[pycolmap.Image]) -> Array:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from capsdesc import CAPSExtractor, match
 from capsdesc.geometry import epipolar_distance, fundamental_from_pose, relative_pose, rotation_error
@@ -21,11 +19,9 @@ from capsdesc.io.colmap import find_model, read_model
 from capsdesc.training.config import OptimizerConfig, TrainingConfig
 from capsdesc.training.dataset import PairDataset, Scene, covisible_pairs
 from capsdesc.training.loop import train
-from capsdesc.types import PosedImage
+from capsdesc.types import Array, PosedImage
 from capsdesc.visualization import draw_matches
 from capsdesc.weights import resolve, save_pretrained
-
-Array = npt.NDArray[Any]
 
 RIGHT_WITHIN = 3.0  # pixels from the epipolar line
 

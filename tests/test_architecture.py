@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +55,16 @@ def test_every_module_has_its_floor() -> None:
         *FLOOR,
         "__init__",
     }
+
+
+def test_the_drawing_shows_these_floors() -> None:
+    drawing = (PACKAGE.parent / "docs" / "images" / "floors.svg").read_text(encoding="utf-8")
+    boxes = re.findall(r'<text x="\d+" y="(\d+)" font-size="1[67]" font-weight="600" [^>]*>(\w+)</text>', drawing)
+    rows: dict[int, set[str]] = {}
+    for y, name in boxes:
+        rows.setdefault(int(y), set()).add(name)
+    drawn = [rows[y] for y in sorted(rows, reverse=True)]
+    assert drawn == [set(names.split()) for names in FLOORS.strip().splitlines()]
 
 
 def test_no_import_runs_up() -> None:

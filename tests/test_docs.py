@@ -25,7 +25,7 @@ from capsdesc.commands import train as training_cli
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 COMMANDS = {"capsdesc": cli.main, "capsdesc-train": training_cli.main}
 LANGUAGES = {"bash", "python", "text", "yaml"}
 BLOCK = re.compile(

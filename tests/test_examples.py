@@ -7,11 +7,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pycolmap
 import pytest
 from scipy.spatial.transform import Rotation
@@ -19,9 +17,9 @@ from scipy.spatial.transform import Rotation
 from capsdesc import CAPSExtractor, match
 from capsdesc.geometry import epipolar_distance, fundamental_from_pose, relative_pose, rotation_error, translation_error
 from capsdesc.images import read_image
+from capsdesc.types import Array
 from capsdesc.weights import resolve
 
-Array = npt.NDArray[Any]
 Cameras = dict[str, dict[str, Array]]
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

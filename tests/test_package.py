@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import importlib
+import importlib.metadata
 import inspect
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import capsdesc
 from capsdesc.weights import DEFAULT
@@ -70,6 +72,21 @@ def test_version_dependencies_and_scripts_are_said_once() -> None:
     for path in python_files():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             assert not (isinstance(node, ast.Constant) and node.value == project["version"]), path
+
+
+def test_version_is_that_of_the_metadata() -> None:
+    assert capsdesc.__version__ == importlib.metadata.version("capsdesc")
+    assert "__version__" in dir(capsdesc)
+
+
+def test_hooks_before_a_commit_are_the_checks_of_the_whole() -> None:
+    """They run with the tools of the environment: no other version of these, and no network."""
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert repository["repo"] == "local"
+    assert {hook["language"] for hook in repository["hooks"]} == {"system"}
+    commands = [" ".join(hook["entry"].split()[:2]).removesuffix(" --force-exclude") for hook in repository["hooks"]]
+    steps = re.findall(r'^step "(?:lint|format|types)" (.*)$', (ROOT / ".ci" / "run").read_text("utf-8"), re.MULTILINE)
+    assert [" ".join(step.replace("--check", "").strip(" .").split()) for step in steps] == commands
 
 
 def test_the_changelog_begins_with_this_version() -> None:

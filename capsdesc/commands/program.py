@@ -9,10 +9,11 @@ import logging
 import os
 import sys
 import traceback
-from importlib import metadata
 from typing import Any
 
 import torch
+
+import capsdesc
 
 # Whoever reads what we write has gone, as `head` does.
 _GONE = 128 + 13
@@ -21,7 +22,7 @@ _INTERRUPTED = 128 + 2
 
 def add_version_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--version``, which says the program's name and the version of the package."""
-    parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version('capsdesc')}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {capsdesc.__version__}")
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

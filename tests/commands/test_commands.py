@@ -33,10 +33,10 @@ from capsdesc.commands.main import COMMANDS, build_parser, main
 from capsdesc.commands.train import main as train
 from capsdesc.io.hloc import read_matches
 from capsdesc.models import ModelConfig, build_network
+from capsdesc.types import Array
 from capsdesc.weights import resolve
 
 Pixels = npt.NDArray[np.uint8]
-Array = npt.NDArray[Any]
 Capture = pytest.CaptureFixture[str]
 
 

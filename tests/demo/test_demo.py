@@ -27,9 +27,9 @@ from capsdesc.demo.page import ASK_FOR_BOTH
 from capsdesc.demo.photographs import EXAMPLE, Photograph, read_photograph
 from capsdesc.devices import describing_dtype
 from capsdesc.geometry import relative_pose, rotation_error
+from capsdesc.types import Array
 
 Pixels = npt.NDArray[np.uint8]
-Array = npt.NDArray[Any]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CAMERAS = Path(__file__).parents[2] / "examples" / "data" / "cameras.json"

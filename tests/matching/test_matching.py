@@ -11,8 +11,7 @@ import torch
 
 from capsdesc import Features, Keypoints
 from capsdesc.matching import Matches, match, nearest
-
-Array = npt.NDArray[Any]
+from capsdesc.types import Array
 
 
 def descriptors(count: int, dim: int = 32, seed: int = 0) -> npt.NDArray[np.float32]:
