@@ -60,16 +60,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def sweep(*targets: Path) -> None:
     """Remove what killed runs left half written in the place of these files; nobody else may be writing them."""
-    digests = {(target.parent, _digest(target.name)) for target in targets}
-    for folder in {target.parent for target in targets}:
+    # Of links it is what they lead to that is written.
+    real = [Path(os.path.realpath(target)) for target in targets]
+    digests = {(target.parent, _digest(target.name)) for target in real}
+    for folder in {target.parent for target in real}:
         for path in folder.glob(".*"):
             if is_temporary(path) and (folder, path.name[1:17]) in digests:
                 path.unlink(missing_ok=True)
 
 
-def sweep_folder(folder: Path) -> None:
-    """Remove what killed runs left half written anywhere below a folder in which nobody else may be writing."""
-    for path in folder.rglob(".*"):
+def sweep_folder(folder: Path, suffix: str) -> None:
+    """Remove files of one ending that killed runs left half written below a folder, where nobody else writes."""
+    for path in folder.rglob(f".*{suffix}"):
         if is_temporary(path):
             path.unlink(missing_ok=True)
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from capsdesc.images import read_image
 from capsdesc.io.colmap import import_pycolmap
 from capsdesc.io.database import check_camera_model
-from capsdesc.io.files import atomic_path, sweep, sweep_folder
+from capsdesc.io.files import atomic_path, sweep
 from capsdesc.io.settings import build, refuse_other_settings
 from capsdesc.io.text import parse_yaml, read_text
 from capsdesc.pipelines.colmap import (
@@ -127,8 +127,8 @@ def _gather(photographs: Path, files: Mapping[str, Path], images: Path, max_size
     in_place = images.resolve() == photographs.resolve()
     if in_place and max_size is not None:
         raise ValueError(f"max_size is {max_size} but {photographs} is the folder to write to; name another folder")
-    if not in_place and images.is_dir():
-        sweep_folder(images)
+    if not in_place:
+        sweep(*(images / name for name in files if not (images / name).is_symlink()))
     names = []
     for name, file in tqdm(files.items(), desc="photographs", disable=None):
         target = images / name

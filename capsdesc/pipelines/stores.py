@@ -80,7 +80,7 @@ class NpzFolder:
     def sole_use(self) -> Iterator[None]:
         """See :meth:`FeatureSink.sole_use`."""
         with sole_use(self.folder, is_folder=True):
-            sweep_folder(self.folder)
+            sweep_folder(self.folder, ".npz")
             yield
 
     def unfit(self, names: Iterable[str]) -> dict[str, str]:
@@ -141,7 +141,7 @@ class HlocFile:
         with sole_use(self.path, is_folder=False):
             sweep(self.path)
             if self._parts.folder.is_dir():
-                sweep_folder(self._parts.folder)
+                sweep_folder(self._parts.folder, ".npz")
             yield
 
     def unfit(self, names: Iterable[str]) -> dict[str, str]:

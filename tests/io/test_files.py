@@ -103,11 +103,22 @@ def test_a_later_run_sweeps_its_own_leftovers(tmp_path: Path) -> None:
     assert leftovers() == 3
     sweep(tmp_path / "a.npz", tmp_path / "c.npz")
     assert leftovers() == 2
-    sweep_folder(tmp_path / "sub")
+    sweep_folder(tmp_path / "sub", ".npz")
     assert leftovers() == 1
-    sweep_folder(tmp_path)
+    sweep_folder(tmp_path, ".h5")
+    assert leftovers() == 1
+    sweep_folder(tmp_path, ".npz")
     assert leftovers() == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*mine, "sub"])
+
+
+def test_leftovers_lie_where_a_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.pt").symlink_to(tmp_path / "real" / "target.pt")
+    subprocess.run([sys.executable, "-c", LEAVE, str(tmp_path / "link.pt")])
+    assert len(list((tmp_path / "real").iterdir())) == 1
+    sweep(tmp_path / "link.pt")
+    assert list((tmp_path / "real").iterdir()) == []
 
 
 def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:

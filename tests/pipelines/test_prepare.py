@@ -40,6 +40,15 @@ sys.exit(main(["prepare", *sys.argv[1:]]))
 """
 
 
+KILLED_COPY = """
+import os, signal, sys
+from capsdesc.io.files import atomic_path
+with atomic_path(sys.argv[1]) as path:
+    path.write_bytes(b"half a copy")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def write_photographs(folder: Path, which: Iterable[int]) -> None:
     """Photographs of the relief by a pinhole, by their numbers."""
     rays = (pixel_grid(WIDTH, HEIGHT) - ((WIDTH - 1) / 2, (HEIGHT - 1) / 2)) / FOCAL
@@ -91,8 +100,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         copied = "model, width, height, params, prior_focal_length FROM cameras LIMIT 1"
         opened.execute(f"INSERT INTO cameras SELECT 99, {copied}")
         opened.execute("INSERT INTO rigs VALUES (99, 99, 0)")
-    half_written = out / "images" / f".{'0' * 32}.png"
-    half_written.write_bytes(b"half a copy")
+    # And while it wrote a copy, which is made where there are no links.
+    copy = out / "images" / "a walk" / "photo 7.png"
+    copy.unlink()
+    subprocess.run([sys.executable, "-c", KILLED_COPY, str(copy)])
+    assert len(list(copy.parent.glob(".*.png"))) == 1
     features, done = keypoint_count(out / "database.db"), (out / "sparse").exists()
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     return Prepared(photographs, out, features, done, finished.stdout, finished.stderr)
