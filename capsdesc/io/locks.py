@@ -38,22 +38,23 @@ def sole_use(output: str | os.PathLike[str], *, is_folder: bool) -> Iterator[Non
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / LOCK_NAME if is_folder else folder / f".{path.name}.lock"
-    # Some versions of filelock empty the file on trying.
-    holder = _read(file)
+    before = _read(file)
     lock = FileLock(file, timeout=0)
     try:
         lock.acquire()
     except Timeout:
+        # Some versions of filelock empty the file on trying.
+        holder = _read(file) or before
         who = f" ({holder})" if holder else ""
         raise BlockingIOError(
             f"another run{who} is at work on {os.fspath(output)}: wait until it ends, or choose another output"
         ) from None
     try:
-        # On Windows nobody may write to a locked file, and then nobody is named.
-        with contextlib.suppress(OSError):
-            file.write_text(_myself(), encoding="utf-8")
+        _write(file, _myself())
         yield
     finally:
+        # The next holder is not to be taken for this one before it has written its own.
+        _write(file, "")
         with contextlib.suppress(OSError):
             if is_folder and is_new and list(folder.iterdir()) == [file]:
                 file.unlink()
@@ -62,9 +63,15 @@ def sole_use(output: str | os.PathLike[str], *, is_folder: bool) -> Iterator[Non
 
 
 def _myself() -> str:
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
+    command = " ".join(Path(word).name for word in sys.argv[:2])
     now = datetime.now().astimezone().isoformat(" ", "seconds")
     return f"process {os.getpid()} on {socket.gethostname()}, {command!r}, since {now}"
+
+
+def _write(file: Path, text: str) -> None:
+    # On Windows nobody may write to a locked file, and then nobody is named.
+    with contextlib.suppress(OSError):
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _read(file: Path) -> str:

@@ -107,6 +107,18 @@ def test_a_run_that_is_killed_locks_nothing(tmp_path: Path) -> None:
             pass
 
 
+def test_a_run_is_named_whatever_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/program", os.fsdecode(b"caf\xe9")])
+    with (
+        sole_use(tmp_path, is_folder=True),
+        pytest.raises(BlockingIOError, match=rf"process {os.getpid()} on .*program caf"),
+        sole_use(tmp_path, is_folder=True),
+    ):
+        pass
+    # Whoever comes next is not taken for it.
+    assert [path.read_text() for path in tmp_path.iterdir()] == [""]
+
+
 def test_a_folder_to_which_nothing_was_written_goes_with_the_lock(tmp_path: Path) -> None:
     with sole_use(tmp_path / "made", is_folder=True):
         assert (tmp_path / "made").is_dir()
