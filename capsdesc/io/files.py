@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -56,6 +57,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def name_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Have errors of a full disk in the block name this file, for writers that stay open: the system names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            error.filename = os.fspath(path)
+        raise
 
 
 def sweep(*targets: Path) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from capsdesc.devices import training_format
+from capsdesc.io.files import name_full_disk
 from capsdesc.models.config import ModelConfig
 from capsdesc.training import distributed
 from capsdesc.training.averaging import MovingAverage
@@ -97,6 +98,7 @@ def train(
     is_main = distributed.is_main()
     result: Validation | None = None
     with contextlib.ExitStack() as stack:
+        stack.enter_context(name_full_disk(out / LOG))
         log = stack.enter_context(open(out / LOG if is_main else os.devnull, "a", encoding="utf-8"))
         progress = stack.enter_context(
             tqdm(total=config.steps, initial=step, unit="step", disable=None if is_main else True, mininterval=1.0)

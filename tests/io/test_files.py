@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from capsdesc.io.files import atomic_path, recover_folder, sweep, sweep_folder
+from capsdesc.io.files import atomic_path, name_full_disk, recover_folder, sweep, sweep_folder
 
 KILLED = """
 import os, signal, sys
@@ -130,3 +130,12 @@ def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"'nosuch'$"), atomic_path(path):
         Path("nosuch").read_bytes()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk here is always full")
+def test_a_full_disk_names_a_file_that_stays_open() -> None:
+    full = pytest.raises(OSError, match=r"No space left on device: 'log'$")
+    with full, name_full_disk(Path("log")), open("/dev/full", "w") as file:
+        file.write("row")
+    with pytest.raises(FileNotFoundError, match=r"'nosuch'$"), name_full_disk(Path("log")):
+        Path("nosuch").read_bytes()
