@@ -20,6 +20,7 @@ INTRODUCTION = """\
 
 Click a point in one photograph: a cross shows where it is in the other, a circle how sure that is.
 """
+MAX_UPLOAD = "100mb"
 ASK_FOR_BOTH = "Two photographs are needed: drop one into the empty place."
 NOT_YET = "Nothing to show before the photographs are matched."
 TABS = {
@@ -46,7 +47,12 @@ def build_page(caps: CAPSExtractor, pair: Pair, max_size: int) -> "gradio.Blocks
     import gradio as gr
 
     def upload(path: str | None) -> tuple[Any, ...]:
-        photograph = None if path is None else read_photograph(path, max_size)
+        try:
+            photograph = None if path is None else read_photograph(path, max_size)
+        except (OSError, ValueError) as error:
+            # Not an error, which would leave the page with what it showed before.
+            gr.Warning(str(error), duration=None)
+            photograph = None
         return photograph, *shown(photograph), *nothing()
 
     def shown(photograph: Photograph | None) -> tuple[Any, Any]:
@@ -114,6 +120,8 @@ def build_page(caps: CAPSExtractor, pair: Pair, max_size: int) -> "gradio.Blocks
                     views += [plot, text]
 
         for k in range(2):
+            # Gradio's own would open the file, and show its own words of a broken one.
+            images[k].preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
             changed = [photographs[k], images[k], focals[k], answer, *views]
             images[k].upload(upload, images[k], changed, api_visibility="private")
             images[k].clear(lambda: upload(None), None, changed, api_visibility="private")
@@ -143,6 +151,7 @@ def serve(page: "gradio.Blocks", port: int, share: bool = False) -> None:
         server_port=port,
         share=share,
         show_error=True,
+        max_file_size=MAX_UPLOAD,
         quiet=True,
         prevent_thread_lock=True,
         ssr_mode=False,

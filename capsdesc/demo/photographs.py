@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import struct
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,9 @@ from capsdesc.types import UInt8Array
 
 EXAMPLE = tuple(Path(__file__).with_name(f"tankard_{k}.jpg") for k in range(2))
 """A pair to begin with."""
+
+MAX_PIXELS = 80_000_000
+"""Photographs of more are refused before they are decoded."""
 
 # Without EXIF data a focal length of so many longer edges is assumed, a horizontal field of view of 45 degrees.
 GUESSED_FOCAL = 1.2
@@ -59,16 +63,32 @@ def read_photograph(path: str | os.PathLike[str], max_size: int) -> Photograph:
         max_size: a longer edge is shrunk to so many pixels.
 
     Raises:
-        OSError: there is no such file, or it is no image.
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image that can be read, or one of more than `MAX_PIXELS`.
         ImportError: Pillow is not installed.
     """
     try:
         from PIL import ExifTags, Image, ImageOps
     except ImportError as error:
         raise ImportError("the demo reads photographs with Pillow: pip install 'capsdesc[demo]'") from error
-    with Image.open(path) as image:
-        film_focal = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
-        pixels = to_rgb(ImageOps.exif_transpose(image), name=os.fspath(path))
+    name = Path(path).name
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{name} has {width} x {height} pixels: shrink it to {MAX_PIXELS:,} or fewer")
+            film_focal = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
+            pixels = to_rgb(ImageOps.exif_transpose(image), name=name)
+    except FileNotFoundError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} has far more than {MAX_PIXELS:,} pixels: shrink it") from error
+    # Of a broken file Pillow raises SyntaxError and others, too.
+    except (OSError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error) as error:
+        raise ValueError(
+            f"{name} cannot be read as a photograph: it is broken, or of a format other than JPEG, PNG, TIFF, WebP and "
+            "their like"
+        ) from error
     longest = max(pixels.shape[:2])
     if longest > max_size:
         height, width = (max(1, round(edge * max_size / longest)) for edge in pixels.shape[:2])

@@ -156,7 +156,10 @@ def train(
     network.load_state_dict(average.network.state_dict() if best is None else best.state_dict)
     network.eval()
     if best is None:
-        logger.info("the weights are those of the last step, %d", step)
+        unjudged = validation_pairs is not None and result is None
+        logger.info(
+            "the weights are those of the last step, %d%s", step, ", before their first validation" if unjudged else ""
+        )
         return Outcome(finished, step)
     logger.info(
         "the weights are those of step %d, the best: %.1f more right than wrong matches a pair", best.step, best.score

@@ -163,8 +163,15 @@ def _figures(
 ) -> list[str]:
     judged = [row for row in log if "validation" in row]
     before, validated = ([row for row in judged if (row["step"] > 0) == after] for after in (False, True))
+    if not judged:
+        return ["It was not judged: no pair was held out."]
     if not validated:
-        return ["It was not judged: no pair was held out, or no validation came before the end."]
+        figures = before[-1]["validation"]
+        return [
+            f"It was not judged: the run ended at step {step}, before its first validation. What it started from had "
+            f"a median error of {figures['median_px']:.2f} px on {figures['pairs']} held-out pairs, and "
+            f"{figures['matches']:.1f} matches a pair, {100 * figures['match_precision']:.1f} % of them right."
+        ]
     last = validated[-1]
     chosen = [row for row in validated if row["step"] == step and row is not last]
     shared = {scene.name for scene in scenes} & {scene.name for scene in held_out if scene.pairs}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,9 +23,11 @@ from capsdesc.models import ModelConfig, build_network
 CONFIG_FILE = "config.json"
 TENSORS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
-PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt")
+PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt", ".pth.tar")
 DTYPES = (torch.float32, torch.float16)
 
+# DistributedDataParallel and DataParallel, and torch.compile.
+_WRAPPERS = ("module.", "_orig_mod.")
 # Batch normalisation's count of training batches: nothing computes with it, so it is neither required nor kept.
 _COUNTER = "num_batches_tracked"
 
@@ -167,7 +170,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         except Exception as error:
             raise ValueError(
                 f"{path} is refused: it is damaged, no torch checkpoint, or pickles objects other than tensors and "
-                f"plain values, whose loading could run code; if you trust it, save its state dict alone ({error})"
+                f"plain values, whose loading could run code; if you trust it, save its state dict alone "
+                f"({_without_advice(error)})"
             ) from error
     if isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
@@ -176,7 +180,23 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     for key, value in content.items():
         if not (isinstance(key, str) and isinstance(value, Tensor)):
             raise ValueError(f"{path} holds no state dict: its entry {shown(key)} is no tensor with a name")
-    return dict(content)
+    return _unwrapped(content)
+
+
+def _unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what torch's wrappers put before every name."""
+    while prefix := next((p for p in _WRAPPERS if all(key.startswith(p) for key in state_dict)), None):
+        state_dict = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items()}
+    return dict(state_dict)
+
+
+def _without_advice(error: Exception) -> str:
+    """What torch says of a pickle that it refuses, but not how to load it all the same."""
+    said = str(error)
+    if "weights_only" not in said:
+        return said
+    reason = re.search(r"Unsupported (?:global|class|operand|type)[^\n]*?(?= was not an allowed|\n|$)", said)
+    return reason[0].strip() if reason else "not all of it is tensors and plain values"
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download
@@ -91,6 +94,8 @@ def fetch(
         FileNotFoundError: as :func:`download`.
         ConnectionError: as :func:`download`.
     """
+    offline = local_files_only or constants.HF_HUB_OFFLINE
+    out_of_reach = not offline and not _is_in_reach()
 
     def fetch_file(filename: str, revision: str | None) -> Path:
         where = f"{repository}@{revision or 'main'}"
@@ -101,20 +106,21 @@ def fetch(
                     filename,
                     revision=revision,
                     cache_dir=None if cache_dir is None else Path(cache_dir),
-                    local_files_only=local_files_only,
+                    local_files_only=local_files_only or out_of_reach,
                     token=token,
                     library_name="capsdesc",
                     library_version=_version(),
                 )
             )
         except LocalEntryNotFoundError as error:
-            if local_files_only or constants.HF_HUB_OFFLINE:
+            if offline:
                 raise FileNotFoundError(
                     f"{filename} of {where} is not in the local cache, and downloads are off "
                     f"({'local_files_only' if local_files_only else 'HF_HUB_OFFLINE'}); download it once while online"
                 ) from error
             raise ConnectionError(
-                f"cannot reach the hub for {where}, and {filename} is not in the local cache: {error}"
+                f"cannot reach the hub for {where}, and {filename} is not in the local cache"
+                + ("" if out_of_reach else f": {error}")
             ) from error
         except RevisionNotFoundError as error:
             raise FileNotFoundError(f"{repository} has no revision {revision!r} on the hub") from error
@@ -133,6 +139,21 @@ def fetch(
     # The cache keeps a file as snapshots/COMMIT/NAME; asking for that commit keeps the two files together.
     commit = config_file.parent.name
     return config_file, fetch_file(TENSORS_FILE, commit), f"{repository}@{commit}"
+
+
+def _is_in_reach() -> bool:
+    """Whether anything answers where the hub is: its own library would try again and again for half a minute.
+
+    Through a proxy that cannot be told, and is taken for granted.
+    """
+    endpoint = urllib.parse.urlsplit(constants.ENDPOINT)
+    if urllib.request.getproxies().keys() & {endpoint.scheme, "all"}:
+        return True
+    try:
+        socket.create_connection((endpoint.hostname, endpoint.port or endpoint.scheme), timeout=10).close()
+    except OSError:
+        return False
+    return True
 
 
 def _version() -> str | None:

@@ -174,7 +174,7 @@ def _fetch_timm(name: str, encoder: str) -> tuple[dict[str, Tensor], str]:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix.lower() == ".safetensors":
         return read_safetensors(path, str(path))
-    if path.suffix.lower() in PICKLE_SUFFIXES:
+    if path.name.lower().endswith(PICKLE_SUFFIXES):
         return read_pickle(path)
     raise ValueError(
         f"{path} is no file of weights; expected one that ends in .safetensors, {', '.join(PICKLE_SUFFIXES)}"

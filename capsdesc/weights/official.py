@@ -16,8 +16,8 @@ def read_official(path: str | os.PathLike[str]) -> Weights:
     """The paper's network of an official checkpoint.
 
     The checkpoint is ``{step, state_dict, optimizer, scheduler}``, of which the state dict is used, or a bare state
-    dict; its keys start with ``net.`` or are bare, all alike. The encoder is the ResNet that the tensors fit best, and
-    then they must fit it exactly.
+    dict; its keys start with ``net.`` or are bare, all alike, once what torch's wrappers put before all of them is
+    taken off. The encoder is the ResNet that the tensors fit best, and then they must fit it exactly.
 
     Raises:
         OSError: the file cannot be opened.

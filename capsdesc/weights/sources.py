@@ -65,14 +65,22 @@ def resolve(
         raise ValueError(
             f"weights is {name!r}: neither a bundled model (there is {known}), nor an existing path, nor org/name"
         )
-    repository, revision = hub.parse(name, revision)
-    return hub.download(repository, revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+    repository, named_revision = hub.parse(name, revision)
+    try:
+        return hub.download(
+            repository, named_revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
+    except (ConnectionError, FileNotFoundError) as error:
+        if named_revision is not None:
+            raise
+        # Said of a folder from elsewhere, the name looks the same.
+        raise type(error)(f"{error}; and there is no folder {name!r} in {os.getcwd()!r}") from error
 
 
 def _read_path(path: Path) -> Weights:
     if path.is_dir() or path.suffix.lower() == ".safetensors":
         return read_local(path)
-    if path.suffix.lower() in PICKLE_SUFFIXES:
+    if path.name.lower().endswith(PICKLE_SUFFIXES):
         return read_official(path)
     raise ValueError(f"weights is {str(path)!r}; expected a folder or a file that ends in {', '.join(_SUFFIXES)}")
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -229,6 +230,48 @@ def test_the_page_matches_over_http(page: str, comparison: Comparison, example: 
     assert all(picture["plot"].startswith("data:image/png;base64,") for picture in pictures)
     assert texts[0] == comparison.matches.text
     assert texts[3] == comparison.homography.text
+
+
+def answer_to_upload(page: str, file: Path) -> tuple[list[str], list[Any]]:
+    """What the page says when a file is dropped into A, and what it then shows."""
+    api = f"{page}gradio_api"
+    with httpx.Client(timeout=60) as client:
+        (path,) = client.post(f"{api}/upload", files={"files": (file.name, file.read_bytes())}).json()
+        config = client.get(f"{page}config").json()
+        image = next(component["id"] for component in config["components"] if component["type"] == "image")
+        (index,) = (each["id"] for each in config["dependencies"] if [image, "upload"] in map(list, each["targets"]))
+        data = {"path": path, "orig_name": file.name, "meta": {"_type": "gradio.FileData"}}
+        join = {"data": [data], "fn_index": index, "session_hash": file.stem}
+        assert client.post(f"{api}/queue/join", json=join).status_code == 200
+        said = []
+        with client.stream("GET", f"{api}/queue/data", params={"session_hash": file.stem}) as events:
+            for line in events.iter_lines():
+                event = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
+                if event.get("msg") == "log":
+                    said.append(event["log"])
+                if event.get("msg") == "process_completed":
+                    assert event["success"], event
+                    return said, event["output"]["data"]
+    raise AssertionError("no answer")
+
+
+def test_uploads_that_are_no_photographs_are_told_in_words(page: str, tmp_path: Path) -> None:
+    whole, cut, text, huge = (tmp_path / name for name in ("whole.png", "cut.jpg", "text.jpg", "huge.png"))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    noise.save(whole)
+    noise.save(cut)
+    cut.write_bytes(cut.read_bytes()[:900])
+    text.write_text("no photograph")
+    Image.new("1", (9000, 9000)).save(huge)
+    said, (_, shown, *_) = answer_to_upload(page, whole)
+    assert said == []
+    assert shown is not None
+    for file, words in ((cut, "is broken"), (text, "is broken"), (huge, "has 9000 x 9000 pixels: shrink it to")):
+        (notice,), (_, shown, *_) = answer_to_upload(page, file)
+        assert notice.startswith(file.name)
+        assert words in notice
+        assert "/" not in notice, "a path on the server"
+        assert shown is None
 
 
 @pytest.fixture(scope="module")

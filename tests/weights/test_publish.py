@@ -118,8 +118,17 @@ def test_card_of_an_unfinished_and_unjudged_run() -> None:
     text = card(settings=settings(steps=9), log=[{"step": 2, "seconds": 1}], held_out=[], license=None)
     assert yaml.safe_load(text.split("---\n")[1])["license"] == "unknown"
     assert "2 of 9 steps" in text
-    assert "It was not judged" in text
+    assert "It was not judged: no pair was held out." in text
     assert len(rows(text)) == 2
+
+
+def test_card_of_a_run_that_ended_before_its_first_validation() -> None:
+    figures = {"pairs": 32, "median_px": 1.75, "surer_median_px": 0.875, "within_3px": 0.75, "matches": 80.25}
+    start = {"step": 0, "validation": figures | {"match_precision": 0.0625}}
+    text = card(settings=settings(steps=9), log=[start, {"step": 1, "seconds": 1}], step=1)
+    assert "It was not judged: the run ended at step 1, before its first validation" in prose(text)
+    assert "median error of 1.75 px on 32 held-out pairs" in prose(text)
+    assert "no pair was held out" not in text
 
 
 def test_card_tells_when_the_scenes_are_the_trained_ones() -> None:

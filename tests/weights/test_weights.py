@@ -317,6 +317,17 @@ def test_hub(hub: Hub, tmp_path: Path) -> None:
     assert len(hub.agents) == asked
 
 
+def test_a_folder_that_is_not_there_is_told_where_the_hub_is_out_of_reach(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        port = nobody.getsockname()[1]
+        environment = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        (answer,) = ask(environment, {"weights": "models/elsewhere", "cache_dir": str(tmp_path / "cache")})
+    assert answer[0] == "ConnectionError"
+    assert "cannot reach the hub for models/elsewhere@main" in answer[1]
+    assert f"there is no folder 'models/elsewhere' in {os.getcwd()!r}" in answer[1]
+
+
 # Official checkpoints as files (their keys: test_models.py)
 
 
@@ -330,6 +341,26 @@ def test_converting_an_official_checkpoint(tmp_path: Path) -> None:
     assert weights.config == config
     assert weights.state_dict.keys() == {key for key in state if not is_counter(key)}
     assert all(torch.equal(tensor, state[key]) for key, tensor in weights.state_dict.items())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.net."])
+def test_names_that_wrappers_of_torch_put_before_every_key(tmp_path: Path, prefix: str) -> None:
+    torch.manual_seed(0)
+    state = build_network(ModelConfig.paper("resnet18")).state_dict()
+    # What training loops call their checkpoints, too.
+    torch.save({"state_dict": {prefix + key: tensor for key, tensor in state.items()}}, tmp_path / "model.pth.tar")
+    weights = resolve(tmp_path / "model.pth.tar")
+    assert weights.config == ModelConfig.paper("resnet18")
+    assert all(torch.equal(tensor, state[key]) for key, tensor in weights.state_dict.items())
+
+
+def test_a_prefix_of_some_keys_is_none(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = build_network(ModelConfig.paper("resnet18")).state_dict()
+    key = next(iter(state))
+    torch.save({f"module.{key}" if k == key else k: tensor for k, tensor in state.items()}, tmp_path / "some.pth")
+    with pytest.raises(ValueError, match=rf"1 missing \({key}\); 1 unexpected \(module\.{key}\)"):
+        resolve(tmp_path / "some.pth")
 
 
 class Foreign:
@@ -349,7 +380,10 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         refused("refused")
     torch.save({"state_dict": {}, "epoch": Foreign()}, path)
-    refused("could run code")
+    refused("could run code.*Unsupported global: GLOBAL test_weights.Foreign")
+    with pytest.raises(ValueError, match="refused") as refusal:
+        resolve(path)
+    assert "weights_only" not in str(refusal.value), "advice to load it all the same"
     path.write_bytes(pickle.dumps(Foreign(), protocol=2))
     refused("could run code")
     with zipfile.ZipFile(path, "w") as archive:
