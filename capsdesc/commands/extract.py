@@ -40,7 +40,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_detector_option(parser)
     add_orientation_option(parser)
     parser.add_argument(
-        "--derivatives", action="store_true", help="keep the descriptors' derivatives, for max_shift in matching"
+        "--derivatives",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the descriptors' derivatives, by which match-features checks matches; half of the output",
     )
     parser.add_argument("--overwrite", action="store_true", help="describe images again that are in the output")
     parser.add_argument(

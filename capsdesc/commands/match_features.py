@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from capsdesc.commands.options import add_max_shift_option, add_ratio_option
+from capsdesc.io.hloc import have_derivatives
 from capsdesc.io.pairs import read_pairs
+from capsdesc.matching import MAX_SHIFT
 from capsdesc.pipelines.match import match_pairs
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -26,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("pairs", type=Path, metavar="PAIRS.txt", help="two names of images on each line")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MATCHES.h5")
     add_ratio_option(parser)
-    add_max_shift_option(parser, None, "; needs features of `capsdesc extract --derivatives`")
+    add_max_shift_option(parser, argparse.SUPPRESS, " where features have derivatives, as those of `capsdesc extract`")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.set_defaults(run=run)
 
@@ -42,10 +48,21 @@ def run(options: argparse.Namespace) -> int:
             pairs,
             options.output,
             ratio=options.ratio,
-            max_shift=options.max_shift,
+            max_shift=_max_shift(options, pairs),
             progress=True,
         )
     left_out = f", {len(done.left_out)} left out" if done.left_out else ""
     if not options.quiet:
         print(f"wrote {options.output}: {len(done.matched)} pairs{left_out}")
     return 1 if done.left_out else 0
+
+
+def _max_shift(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> float | None:
+    """What the user says, and else the check wherever it can be made."""
+    if "max_shift" in options:
+        given: float | None = options.max_shift
+        return given
+    if have_derivatives(options.features, {name for pair in pairs for name in pair}):
+        return MAX_SHIFT
+    logger.warning("%s has no derivatives, as `capsdesc extract` keeps: matches are not checked", options.features)
+    return None

@@ -80,16 +80,22 @@ def add_ratio_option(parser: argparse.ArgumentParser, default: float | None = No
     )
 
 
-def add_max_shift_option(parser: argparse.ArgumentParser, default: float | None = MAX_SHIFT, more: str = "") -> None:
+def add_max_shift_option(
+    parser: argparse.ArgumentParser, default: float | str | None = MAX_SHIFT, more: str = ""
+) -> None:
     """Add the option of the check by derivatives, `max_shift` of :func:`capsdesc.match`."""
     parser.add_argument(
         "--max-shift",
-        type=float,
+        type=_shift,
         default=default,
         metavar="PX",
-        help="drop matches that would look more alike with one of the points moved by more than this "
-        f"({'none' if default is None else '%(default)s'}{more})",
+        help="drop matches that would look more alike with one of the points moved by more than this; none: keep them "
+        f"({MAX_SHIFT:g}{more})",
     )
+
+
+def _shift(text: str) -> float | None:
+    return None if text == "none" else float(text)
 
 
 def add_seed_option(parser: argparse.ArgumentParser, of: str) -> None:

@@ -121,7 +121,8 @@ def build_page(caps: CAPSExtractor, pair: Pair, max_size: int) -> "gradio.Blocks
 
         for k in range(2):
             # Gradio's own would open the file, and show its own words of a broken one.
-            images[k].preprocess = lambda payload: payload and payload.path  # type: ignore[method-assign]
+            upload_place: Any = images[k]
+            upload_place.preprocess = lambda payload: payload and payload.path
             changed = [photographs[k], images[k], focals[k], answer, *views]
             images[k].upload(upload, images[k], changed, api_visibility="private")
             images[k].clear(lambda: upload(None), None, changed, api_visibility="private")

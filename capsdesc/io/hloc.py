@@ -147,6 +147,17 @@ def read_features(path: str | os.PathLike[str], name: str) -> Features:
         return _features_in(file, name, path)
 
 
+def have_derivatives(path: str | os.PathLike[str], names: Iterable[str]) -> bool:
+    """Whether all of these images that are in a features file have derivatives there.
+
+    Raises:
+        ImportError: h5py is not installed.
+        OSError: there is no such file, or it is no HDF5 file.
+    """
+    with import_h5py().File(path, "r") as file:
+        return all("derivatives" in file[name] for name in names if name in file)
+
+
 def check_features(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, str]:
     """What is wrong with the features of those images that cannot be matched.
 

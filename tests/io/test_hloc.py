@@ -308,6 +308,33 @@ def test_match_features_checks_matches(tmp_path: Path, capsys: Capture) -> None:
     assert "a has no derivatives" in capsys.readouterr().err
 
 
+def test_match_features_checks_wherever_it_can(
+    tmp_path: Path, capsys: Capture, caplog: pytest.LogCaptureFixture
+) -> None:
+    photographs = Path(__file__).parents[2] / "examples" / "data"
+    names = [str(photographs / f"relief_{k}.jpg") for k in range(2)]
+    pairs = tmp_path / "pairs.txt"
+    pairs.write_text("relief_0.jpg relief_1.jpg\n")
+
+    def matched(features: str, *options: str) -> set[tuple[int, int]]:
+        output = tmp_path / "matches.h5"
+        command = ["match-features", str(tmp_path / features), str(pairs), "-o", str(output), "--overwrite"]
+        assert main([*command, *options]) == 0
+        return {(i, j) for i, j in read_matches(output, "relief_0.jpg", "relief_1.jpg").indices.tolist()}
+
+    extract = ["extract", *names, "--max-keypoints", "300", "--device", "cpu"]
+    assert main([*extract, "-o", str(tmp_path / "with.h5")]) == 0
+    assert main([*extract, "--no-derivatives", "-o", str(tmp_path / "without.h5")]) == 0
+    with h5py.File(tmp_path / "without.h5") as file:
+        assert "derivatives" not in file["relief_0.jpg"]
+    assert matched("with.h5") == matched("with.h5", "--max-shift", "3")
+    assert not caplog.records
+    unchecked = matched("without.h5")
+    assert "without.h5 has no derivatives" in caplog.text
+    assert unchecked == matched("with.h5", "--max-shift", "none")
+    assert matched("with.h5") < unchecked
+
+
 def test_pairs_of_raw_descriptors_are_matched_by_distance(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     raw = {
