@@ -154,8 +154,10 @@ def have_derivatives(path: str | os.PathLike[str], names: Iterable[str]) -> bool
         ImportError: h5py is not installed.
         OSError: there is no such file, or it is no HDF5 file.
     """
-    with import_h5py().File(path, "r") as file:
-        return all("derivatives" in file[name] for name in names if name in file)
+    h5py = import_h5py()
+    with h5py.File(path, "r") as file:
+        images = [file[name] for name in names if name in file]
+        return all("derivatives" in image for image in images if isinstance(image, h5py.Group))
 
 
 def check_features(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, str]:

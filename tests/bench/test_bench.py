@@ -347,6 +347,10 @@ def test_sections_and_missing_peers(
     assert [line[0] for line in table_cells(output) if line[0]] == ["caps", "caps", "caps", "SIFT detection alone"]
     assert "## match" not in output
     assert "## training" not in output
+    assert command(*arguments, "--no-memory", "--repeats", 1, "--warmup", 0, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in content["tables"][0]["rows"]] == ["caps"]
+    assert content["settings"]["max_keypoints"] == 5
 
 
 @pytest.mark.parametrize(

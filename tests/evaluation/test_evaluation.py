@@ -448,6 +448,9 @@ def test_one_command_makes_the_whole_report(
         f"{content['results'][i]['benchmark']}-shared.png" for i in (0, 1)
     ]
 
+    assert command(*arguments, "-o", tmp_path, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "results.json").read_text())
+
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")}
     assert len(files) == 12 + 4
     next(iter(files)).unlink()

@@ -308,6 +308,16 @@ def test_match_features_checks_matches(tmp_path: Path, capsys: Capture) -> None:
     assert "a has no derivatives" in capsys.readouterr().err
 
 
+def test_an_image_that_is_a_data_set_is_named(tmp_path: Path, capsys: Capture) -> None:
+    file, pairs = tmp_path / "features.h5", tmp_path / "pairs.txt"
+    with h5py.File(file, "w") as written:
+        written["a.jpg"], written["b.jpg"] = np.zeros((3, 2)), np.zeros((3, 2))
+    pairs.write_text("a.jpg b.jpg\n")
+    assert main(["match-features", str(file), str(pairs), "-o", str(tmp_path / "matches.h5")]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"capsdesc: .*'a\.jpg'.*\n", error), error
+
+
 def test_match_features_checks_wherever_it_can(
     tmp_path: Path, capsys: Capture, caplog: pytest.LogCaptureFixture
 ) -> None:
