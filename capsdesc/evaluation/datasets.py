@@ -33,7 +33,7 @@ LAYOUTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
+class BenchmarkImage:
     """One image of a benchmark.
 
     Attributes:
@@ -65,8 +65,8 @@ class HomographyPair:
 
     name: str
     group: str
-    view0: View
-    view1: View
+    view0: BenchmarkImage
+    view1: BenchmarkImage
     H: Float64Array
 
 
@@ -76,8 +76,8 @@ class PosePair:
 
     name: str
     group: str
-    view0: View
-    view1: View
+    view0: BenchmarkImage
+    view1: BenchmarkImage
     camera0: Camera
     camera1: Camera
     R: Float64Array
@@ -107,7 +107,7 @@ class Benchmark:
         stem = self.path.resolve().stem
         return stem if self.kind in stem else f"{self.kind}-{stem}"
 
-    def views(self) -> list[View]:
+    def views(self) -> list[BenchmarkImage]:
         """Every view, once, in the order of the pairs."""
         return list(dict.fromkeys(view for pair in self.pairs for view in (pair.view0, pair.view1)))
 
@@ -193,8 +193,8 @@ def read_strecha(folder: Path) -> list[PosePair]:
             PosePair(
                 f"{scene}/{name0}-{name1}",
                 _bucket(R),
-                View(listed_image(below(folder, scene, where), name0, where)),
-                View(listed_image(below(folder, scene, where), name1, where)),
+                BenchmarkImage(listed_image(below(folder, scene, where), name0, where)),
+                BenchmarkImage(listed_image(below(folder, scene, where), name1, where)),
                 cameras[scene, name0],
                 cameras[scene, name1],
                 R,
@@ -210,8 +210,8 @@ def read_pairs_file(path: Path, images: Path | None = None) -> list[PosePair]:
         PosePair(
             pair.name,
             _bucket(pair.R),
-            View(pair.paths[0], pair.turns[0]),
-            View(pair.paths[1], pair.turns[1]),
+            BenchmarkImage(pair.paths[0], pair.turns[0]),
+            BenchmarkImage(pair.paths[1], pair.turns[1]),
             Camera(pair.K0),
             Camera(pair.K1),
             pair.R,
@@ -241,8 +241,8 @@ def read_colmap(folder: Path, images: Path | None = None, min_overlap: float = 0
                 PosePair(
                     f"{first.path.name}-{second.path.name}",
                     _bucket(R),
-                    View(first.path),
-                    View(second.path),
+                    BenchmarkImage(first.path),
+                    BenchmarkImage(second.path),
                     _from_colmap(first),
                     _from_colmap(second),
                     R,
@@ -253,7 +253,7 @@ def read_colmap(folder: Path, images: Path | None = None, min_overlap: float = 0
 
 
 def _read_sequence(folder: Path, group: str, image: str, homography: str) -> Iterator[HomographyPair]:
-    reference = View(_image_file(folder, image.format(1)))
+    reference = BenchmarkImage(_image_file(folder, image.format(1)))
     for k in range(2, 7):
         path = folder / homography.format(k)
         if not path.exists():
@@ -262,7 +262,7 @@ def _read_sequence(folder: Path, group: str, image: str, homography: str) -> Ite
         H = finite_numbers(read_text(path).split(), str(path))
         if H.size != 9 or np.linalg.matrix_rank(H.reshape(3, 3)) < 3:
             raise ValueError(f"{path} holds no homography; expected 9 numbers, of a matrix that can be inverted")
-        view = View(_image_file(folder, image.format(k)))
+        view = BenchmarkImage(_image_file(folder, image.format(k)))
         yield HomographyPair(f"{folder.name}/1-{k}", group, reference, view, H.reshape(3, 3))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from capsdesc.evaluation.datasets import View
+from capsdesc.evaluation.datasets import BenchmarkImage
 from capsdesc.evaluation.methods import Describer, Differentiator, Method, Pipeline, installed_version
 from capsdesc.images import read_image
 from capsdesc.io.files import atomic_path
@@ -63,7 +63,7 @@ class FeatureStore:
         self.max_keypoints = max_keypoints
         self.max_edge = max_edge
 
-    def export(self, views: Iterable[View], method: Method, keypoints: str) -> None:
+    def export(self, views: Iterable[BenchmarkImage], method: Method, keypoints: str) -> None:
         """Compute the features that are not there yet.
 
         Args:
@@ -93,7 +93,7 @@ class FeatureStore:
                     settings=json.dumps(self._settings(method, keypoints)),
                 )
 
-    def load(self, view: View, method: Method, keypoints: str) -> ViewFeatures:
+    def load(self, view: BenchmarkImage, method: Method, keypoints: str) -> ViewFeatures:
         """The features of an exported view.
 
         Raises:
@@ -113,7 +113,7 @@ class FeatureStore:
             raise ValueError(f"{path} is damaged; delete it, and it is computed anew: {error}") from error
         return ViewFeatures(points, descriptors, (width, height), (file_width, file_height), derivatives)
 
-    def _path(self, view: View, method: Method, keypoints: str) -> Path:
+    def _path(self, view: BenchmarkImage, method: Method, keypoints: str) -> Path:
         settings = json.dumps([self._settings(method, keypoints), view.turns], sort_keys=True)
         name = hashlib.sha256(settings.encode()).hexdigest()[:16]
         return self.folder / name / f"{_file_hash(view.path)}.npz"

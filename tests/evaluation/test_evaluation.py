@@ -17,7 +17,7 @@ import torch
 from capsdesc.commands.main import main
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.evaluation import report
-from capsdesc.evaluation.datasets import PosePair, View, read_benchmark
+from capsdesc.evaluation.datasets import BenchmarkImage, PosePair, read_benchmark
 from capsdesc.evaluation.features import FeatureStore
 from capsdesc.evaluation.methods import CAPS, RootSIFT, get_methods
 from capsdesc.evaluation.protocols import HomographyRow, PoseRow, Result, Settings, evaluate
@@ -309,7 +309,7 @@ def test_points_of_turned_images_are_in_the_frame_of_the_file(tmp_path: Path, tu
     image = np.zeros((7, 11, 3), dtype=np.uint8)
     image[2, 9] = 255
     cv2.imwrite(str(tmp_path / "dot.png"), image)
-    features, view = store(tmp_path), View(tmp_path / "dot.png", turns)
+    features, view = store(tmp_path), BenchmarkImage(tmp_path / "dot.png", turns)
     features.export([view], Brightest(), "own")
     assert features.load(view, Brightest(), "own").keypoints.tolist() == [[9, 2]]
 

@@ -15,7 +15,7 @@ from fuzzing import damaged, examples, put, result_or_refusal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capsdesc.evaluation.datasets import HomographyPair, PosePair, View, read_benchmark
+from capsdesc.evaluation.datasets import BenchmarkImage, HomographyPair, PosePair, read_benchmark
 from capsdesc.evaluation.features import FeatureStore
 from capsdesc.evaluation.methods import get_methods
 from capsdesc.io.colmap import read_model
@@ -215,7 +215,7 @@ def test_damaged_binary_models(root: Path, binary_model: dict[str, bytes], data:
 @given(data=st.data())
 def test_damaged_features(root: Path, data: st.DataObject) -> None:
     store = FeatureStore(root / "features", max_keypoints=5, max_edge=64)
-    method, view = get_methods(["rootsift"])[0], View(root / "images" / "a.png")
+    method, view = get_methods(["rootsift"])[0], BenchmarkImage(root / "images" / "a.png")
     store.export([view], method, "own")
     (path,) = (root / "features").rglob("*.npz")
     whole = path.read_bytes()
