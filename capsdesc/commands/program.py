@@ -7,14 +7,19 @@ import contextlib
 import dis
 import logging
 import os
+import re
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import capsdesc
 
+_PACKAGE = Path(__file__).parents[1]
+# Of a traceback as text: the file, and the line of code.
+_FRAME = re.compile(r'^  File "(.*?)", line \d+, in .*\n    (.*)$', re.MULTILINE)
 # Whoever reads what we write has gone, as `head` does.
 _GONE = 128 + 13
 _INTERRUPTED = 128 + 2
@@ -68,8 +73,7 @@ def run(program: str, options: argparse.Namespace, level: int = logging.WARNING)
             raise
         if options.debug:
             traceback.print_exc()
-        # Messages that OpenCV or torch had a part in have several lines.
-        print(f"{program}:", " ".join(str(error).split()), file=sys.stderr)
+        print(f"{program}: {message(error)}", file=sys.stderr)
         return 1
     return code
 
@@ -97,9 +101,25 @@ def is_expected(error: Exception) -> bool:
         return True
     if not isinstance(error, ValueError | ImportError | ArithmeticError | RuntimeError):
         return False
+    if _is_from_worker(error):
+        frames = _FRAME.findall(str(error))
+        return bool(frames) and Path(frames[-1][0]).is_relative_to(_PACKAGE) and frames[-1][1].startswith("raise ")
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
     if place is None or not place.tb_frame.f_globals.get("__name__", "").startswith("capsdesc."):
         return False
     return dis.opname[place.tb_frame.f_code.co_code[place.tb_lasti]] == "RAISE_VARARGS"
+
+
+def message(error: Exception) -> str:
+    """What an error says, in one line; messages that OpenCV or torch had a part in have several."""
+    text = str(error)
+    if _is_from_worker(error):
+        text = text.rpartition(f"\n{type(error).__name__}: ")[2]
+    return " ".join(text.split())
+
+
+def _is_from_worker(error: Exception) -> bool:
+    """Whether torch hands an error on from a process that loads data: with the traceback there, as text."""
+    return str(error).startswith("Caught ") and " in DataLoader worker process " in str(error).partition("\n")[0]

@@ -603,6 +603,26 @@ def test_errors_that_are_mistakes_are_not(call: Callable[[], object]) -> None:
     assert not program.is_expected(raised(call))
 
 
+class Refused(torch.utils.data.Dataset[None]):
+    """Loading an item raises what this package says, or a mistake."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> None:
+        ones = np.ones((2, 3), np.float32)
+        match(ones, ones, ratio=2) if index == 0 else ones.reshape(7)
+
+
+def test_errors_of_processes_that_load_data_are_told_apart_too() -> None:
+    for index, expected in ((0, True), (1, False)):
+        loader = torch.utils.data.DataLoader(Refused(), sampler=[index], num_workers=1)
+        error = raised(lambda loader=loader: list(loader))  # type: ignore[misc]
+        assert program.is_expected(error) is expected
+        if expected:
+            assert program.message(error) == "ratio is 2; expected a number in (0, 1], or None for no ratio test"
+
+
 def options_of(run: Callable[[argparse.Namespace], int], **settings: bool) -> argparse.Namespace:
     return argparse.Namespace(run=run, **{"quiet": False, "verbose": False, "debug": False} | settings)
 
