@@ -41,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "eval",
         help="measure descriptors on benchmarks",
-        description=DESCRIPTION.format(layouts="\n".join(f"  {kind:9} {layout}" for kind, layout in LAYOUTS.items())),
+        description=DESCRIPTION.format(layouts="\n".join(f"  {kind:12} {layout}" for kind, layout in LAYOUTS.items())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("benchmarks", nargs="+", metavar="KIND PATH", help="benchmarks; as many as wanted")
@@ -80,7 +80,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--homography-threshold", type=float, default=3.0, metavar="PX", help="of homographies (default: %(default)s)"
     )
-    add_seed_option(parser, "estimators and --max-pairs")
+    add_seed_option(parser, "estimators, --max-pairs and homographies")
     parser.add_argument("--max-pairs", type=positive, metavar="N", help="draw N pairs of every benchmark")
     parser.add_argument(
         "--min-overlap", type=float, default=0.1, metavar="SHARE", help="of colmap pairs: shared points (%(default)s)"

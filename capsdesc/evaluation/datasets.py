@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from capsdesc.checks import as_intrinsics, as_rotation, shown
+from capsdesc.evaluation.renderings import CHANGES, Rendering
 from capsdesc.geometry import relative_pose, rotation_error
+from capsdesc.images import find_images, image_size, read_image
 from capsdesc.io.colmap import find_model, overlap, read_model
 from capsdesc.io.pairs import PAIRS_LINE, read_posed_pairs
 from capsdesc.io.text import below, finite_numbers, listed_image, parse_json, read_text
-from capsdesc.types import Float64Array, PosedImage
+from capsdesc.training.views import random_homography
+from capsdesc.types import Float64Array, PosedImage, UInt8Array
 
 # The sequences above 1600 x 1200 pixels, which D2-Net's protocol (and everybody after it) leaves out: 108 remain.
 HPATCHES_LEFT_OUT = frozenset(
@@ -22,13 +26,21 @@ HPATCHES_LEFT_OUT = frozenset(
 )
 IMAGE_SUFFIXES = (".ppm", ".png", ".jpg", ".pgm")
 
+# Of pairs that are made of photographs: the longer edge of a view, the standard deviation of its turn in degrees, how
+# far its corners move at most as a share of its edges, and its zooms.
+VIEW_EDGE = 640
+VIEW_TURN = 12.0
+VIEW_JITTER = 0.1
+VIEW_ZOOM = (0.8, 1.25)
+
 # The kinds of benchmarks, and how each lies on disk.
 LAYOUTS = {
-    "hpatches": "i_NAME/ and v_NAME/ with 1.ppm .. 6.ppm and H_1_2 .. H_1_6",
-    "oxford": "NAME/ with img1.png .. img6.png (or .ppm) and H1to2p .. H1to6p",
+    "hpatches": "i_NAME/ and v_NAME/ with 1.ppm .. N.ppm (or .png, .jpg) and H_1_2 .. H_1_N, N at least 2",
+    "oxford": "NAME/ with img1.png .. imgN.png (or .ppm) and H1to2p .. H1toNp",
     "strecha": "cameras.json, pairs.json and SCENE/IMAGE",
     "pairs": f"a text file of lines {PAIRS_LINE}",
     "colmap": "images/ and sparse/{cameras,images,points3D}.bin (or .txt)",
+    "homographies": "a folder of photographs, of which pairs are made, with and without changes of appearance",
 }
 
 
@@ -40,10 +52,21 @@ class BenchmarkImage:
         path: the image file.
         turns: quarter turns counter-clockwise that bring the image upright. Methods see it turned; points are
             always given in the file's own orientation.
+        rendering: how the image is made of the file; None where it is the file's.
     """
 
     path: Path
     turns: int = 0
+    rendering: Rendering | None = None
+
+    def read(self) -> UInt8Array:
+        """(H, W, 3) uint8 RGB, not turned.
+
+        Raises:
+            FileNotFoundError, ValueError: as :func:`capsdesc.images.read_image`.
+        """
+        image = read_image(self.path)
+        return image if self.rendering is None else self.rendering.render(image)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,12 +147,12 @@ def read_benchmark(
     """Read a benchmark.
 
     Args:
-        kind: ``"hpatches"``, ``"oxford"``, ``"strecha"``, ``"pairs"`` or ``"colmap"``.
+        kind: a key of :data:`LAYOUTS`.
         path: its folder; of ``"pairs"`` its text file.
         images: the folder image names are relative to, where they are not in ``path`` (``"pairs"``, ``"colmap"``).
         min_overlap: the least overlap of a ``"colmap"`` pair: 3D points seen by both, relative to the image with fewer.
         max_pairs: keep that many pairs at most, drawn at random.
-        seed: of that draw.
+        seed: of that draw, and of ``"homographies"``.
 
     Raises:
         FileNotFoundError: ``path`` or a file that belongs to it is missing.
@@ -141,6 +164,7 @@ def read_benchmark(
         "strecha": lambda: read_strecha(path),
         "pairs": lambda: read_pairs_file(path, images),
         "colmap": lambda: read_colmap(path, images, min_overlap),
+        "homographies": lambda: make_homographies(path, seed),
     }
     if kind not in readers:
         raise ValueError(f"kind is {kind!r}; expected one of {', '.join(readers)}")
@@ -156,14 +180,18 @@ def read_benchmark(
 
 
 def read_hpatches(folder: Path) -> list[HomographyPair]:
-    """HPatches sequences (Balntas et al., CVPR 2017), grouped by illumination and viewpoint."""
+    """HPatches sequences (Balntas et al., CVPR 2017), grouped by illumination and viewpoint.
+
+    In other sets of this layout, which have names such as ``i_SET_NAME``, a group is all that begins with ``i_SET``.
+    """
     groups = {"i": "illumination", "v": "viewpoint"}
-    return [
-        pair
-        for sequence in _folders(folder)
-        if sequence.name[:2] in ("i_", "v_") and sequence.name not in HPATCHES_LEFT_OUT
-        for pair in _read_sequence(sequence, groups[sequence.name[0]], "{}", "H_1_{}")
-    ]
+    pairs: list[HomographyPair] = []
+    for sequence in _folders(folder):
+        if sequence.name[:2] in ("i_", "v_") and sequence.name not in HPATCHES_LEFT_OUT:
+            change, *names = sequence.name.split("_", 2)
+            group = f"{change}_{names[0]}" if len(names) > 1 else groups[change]
+            pairs += _read_sequence(sequence, group, "{}", "H_1_{}")
+    return pairs
 
 
 def read_oxford(folder: Path) -> list[HomographyPair]:
@@ -252,9 +280,45 @@ def read_colmap(folder: Path, images: Path | None = None, min_overlap: float = 0
     return pairs
 
 
+def make_homographies(folder: Path, seed: int = 0) -> list[HomographyPair]:
+    """Pairs made of photographs: each as it is beside a view of it that is turned, zoomed and tilted.
+
+    The view comes once for each of :data:`capsdesc.evaluation.renderings.CHANGES`, the group of the pair: ``none``
+    tells what the movement alone costs. Which homography and which change is the seed's and the photograph's place
+    among the others.
+
+    Args:
+        folder: photographs, anywhere below it.
+        seed: of all draws.
+    """
+    pairs = []
+    for index, path in enumerate(find_images(folder)):
+        width, height = image_size(path)
+        zoom = min(1.0, VIEW_EDGE / max(width, height))
+        size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
+        rng = np.random.default_rng((seed, index))
+        homographies = random_homography(
+            rng, (width, height), size, zoom, turn_sigma=VIEW_TURN, jitter=VIEW_JITTER, zoom_range=VIEW_ZOOM
+        )
+        plain, moved = (Rendering(tuple(H.ravel().tolist()), size) for H in homographies)
+        H = homographies[1] @ np.linalg.inv(homographies[0])
+        for number, change in enumerate(CHANGES):
+            changed = dataclasses.replace(moved, change=change, seed=(seed, index, number))
+            views = BenchmarkImage(path, rendering=plain), BenchmarkImage(path, rendering=changed)
+            pairs.append(HomographyPair(f"{path.relative_to(folder).as_posix()}/{change}", change, *views, H))
+    return pairs
+
+
 def _read_sequence(folder: Path, group: str, image: str, homography: str) -> Iterator[HomographyPair]:
+    """Every pair of image 1 with another; every other image, and every homography, must have its partner."""
     reference = BenchmarkImage(_image_file(folder, image.format(1)))
-    for k in range(2, 7):
+    ending = "|".join(map(re.escape, IMAGE_SUFFIXES))
+    numbered = re.compile(rf"{image.format('([0-9]+)')}(?:{ending})|{homography.format('([0-9]+)')}")
+    found = filter(None, (numbered.fullmatch(path.name) for path in folder.iterdir()))
+    others = sorted({int(match[1] or match[2]) for match in found} - {1})
+    if not others:
+        raise FileNotFoundError(f"{folder} holds image 1 alone; expected image 2 and {homography.format(2)} beside it")
+    for k in others:
         path = folder / homography.format(k)
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; it maps image 1 to image {k}")

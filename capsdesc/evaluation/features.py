@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from capsdesc.evaluation.datasets import BenchmarkImage
 from capsdesc.evaluation.methods import Describer, Differentiator, Method, Pipeline, installed_version
-from capsdesc.images import read_image
 from capsdesc.io.files import atomic_path
 from capsdesc.keypoints import SIFTDetector
 from capsdesc.types import UInt8Array
@@ -32,7 +31,7 @@ class ViewFeatures:
         keypoints: (N, 2) float32 pixels of the resized image, in the orientation of the file.
         descriptors: (N, D) float32.
         image_size: width and height of the resized image.
-        file_size: width and height of the image in its file.
+        file_size: width and height of the image before.
         derivatives: (N, 2, C) float32 of the descriptors, or None where matches are not checked by them.
     """
 
@@ -76,7 +75,7 @@ class FeatureStore:
         """
         missing = [view for view in views if not self._path(view, method, keypoints).exists()]
         for view in tqdm(missing, desc=f"{method.name}, {keypoints} keypoints", unit="image", disable=None):
-            image = read_image(view.path)
+            image = view.read()
             file_size = (image.shape[1], image.shape[0])
             image = _shrink(image, self.max_edge)
             upright = np.ascontiguousarray(np.rot90(image, view.turns))
@@ -114,7 +113,8 @@ class FeatureStore:
         return ViewFeatures(points, descriptors, (width, height), (file_width, file_height), derivatives)
 
     def _path(self, view: BenchmarkImage, method: Method, keypoints: str) -> Path:
-        settings = json.dumps([self._settings(method, keypoints), view.turns], sort_keys=True)
+        made = [] if view.rendering is None else [dataclasses.asdict(view.rendering)]
+        settings = json.dumps([self._settings(method, keypoints), view.turns, *made], sort_keys=True)
         name = hashlib.sha256(settings.encode()).hexdigest()[:16]
         return self.folder / name / f"{_file_hash(view.path)}.npz"
 

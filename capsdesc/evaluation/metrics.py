@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from scipy.integrate import trapezoid
+from scipy.spatial import KDTree
 
+from capsdesc.geometry import project_homography
 from capsdesc.types import Float64Array
 
 
@@ -59,6 +61,48 @@ def error_auc(errors: npt.ArrayLike, thresholds: Sequence[float]) -> Float64Arra
         below = int(np.searchsorted(x, limit))
         areas[i] = trapezoid(np.append(recall[:below], recall[below - 1]), np.append(x[:below], limit)) / limit
     return areas
+
+
+def repeatability(
+    points0: npt.ArrayLike,
+    points1: npt.ArrayLike,
+    H: npt.ArrayLike,
+    size0: tuple[int, int],
+    size1: tuple[int, int],
+    thresholds: Sequence[float],
+) -> Float64Array:
+    """How many keypoints of an image are found again in another: the share of those whose place lies in it.
+
+    Both directions are averaged, each measured in the pixels of the image that is looked in; nothing to be found again
+    counts as 0.
+
+    Args:
+        points0: (N, 2) keypoints of image 0 in pixels.
+        points1: (M, 2) keypoints of image 1.
+        H: (3, 3), x1 ~ H x0.
+        size0: width and height of image 0.
+        size1: width and height of image 1.
+        thresholds: T distances in pixels within which a keypoint is the same.
+
+    Returns:
+        (T,) shares in 0..1.
+
+    Raises:
+        ValueError: a threshold is not positive.
+    """
+    limits = _checked_thresholds(thresholds)
+    H = np.asarray(H, dtype=np.float64)
+    found0, found1 = (np.asarray(points, dtype=np.float64).reshape(-1, 2) for points in (points0, points1))
+    shares = []
+    for own, other, to_other, size in ((found0, found1, H, size1), (found1, found0, np.linalg.inv(H), size0)):
+        places = project_homography(to_other, own) if len(own) else own
+        visible = ((places >= -0.5) & (places <= np.array(size) - 0.5)).all(axis=1)
+        if not visible.any() or len(other) == 0:
+            shares.append(np.zeros(len(limits)))
+        else:
+            distances, _ = KDTree(other).query(places[visible])
+            shares.append(accuracy(distances, thresholds))
+    return np.asarray(np.mean(shares, axis=0), dtype=np.float64)
 
 
 def pose_error(rotation: float, translation: float) -> float:

