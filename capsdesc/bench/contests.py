@@ -95,8 +95,10 @@ def describe_contests(
         load = partial(_caps, *sources[name], device) if name in sources else partial(_peer, name, device)
         return Contestant(name, partial(task, load, *inputs))
 
-    dtype = str(describing_dtype(torch.device(device))).removeprefix("torch.")
-    notes = (f"caps computes in {dtype}.", *((PAPER_NOTE,) if "caps-paper" in methods else ()))
+    notes = (
+        f"caps computes in {_short(describing_dtype(torch.device(device)))}.",
+        *((PAPER_NOTE,) if "caps-paper" in methods else ()),
+    )
     for image in images:
         size = f"{image.shape[1]} x {image.shape[0]}"
         keypoints = SIFTDetector().detect(image, max_keypoints)
@@ -177,7 +179,10 @@ def train_contests(*, pairs: int, width: int, height: int, queries: int, seed: i
             Contestant(name, partial(training_call, config, pairs, width, height, queries, seed, device))
             for name, config in recipes.items()
         ),
-        (f"default is {recipes['default'].model.encoder}, caps-paper is {recipes['caps-paper'].model.encoder}.",),
+        (
+            f"default is {recipes['default'].model.encoder}, caps-paper is {recipes['caps-paper'].model.encoder}, "
+            f"both in {_short(fastest_dtype(torch.device(device)))}.",
+        ),
         pairs=pairs,
     )
 
@@ -224,7 +229,10 @@ def training_call(
     """An optimizer step of a recipe on a batch of :func:`synthetic_batch`, as a call to be timed."""
     where = torch.device(device)
     network = seeded_network(config.model, seed)
-    network = network.to(device=where, memory_format=training_format(where)).train()  # type: ignore[call-overload]
+    dtype = fastest_dtype(where)
+    network = network.to(  # type: ignore[call-overload]
+        device=where, memory_format=training_format(where, dtype)
+    ).train()
     return partial(
         training_step,
         network,
@@ -233,7 +241,7 @@ def training_call(
         make_optimizer(network, config.optimizer),
         synthetic_batch(pairs, width, height, queries, seed, config.data.keypoints),
         where,
-        fastest_dtype(where),
+        dtype,
         config.optimizer,
     )
 
@@ -243,6 +251,10 @@ def seeded_network(config: ModelConfig, seed: int) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_network(config)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _caps(weights: str | None, dtype: torch.dtype | None, device: str) -> CAPSExtractor:

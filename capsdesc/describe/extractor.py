@@ -47,7 +47,7 @@ class CAPSExtractor:
             ``detect`` method, see :class:`capsdesc.keypoints.Detector`. Not needed to describe points of one's own.
         device: where the network runs, for example ``"cuda"``. None: a CUDA GPU if there is one, else the CPU.
         dtype: what the network computes in: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``. None:
-            bfloat16 on CPUs that have AMX, float32 elsewhere. Descriptors are always float32.
+            bfloat16 on CPUs that are faster in it, float32 elsewhere. Descriptors are always float32.
         max_size: images with a longer edge are shrunk to this many pixels for the network. Coordinates always refer to
             the image as given.
         reliability: whether descriptors say, by their last coordinate, how likely a point is to be found again, where

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 
+from capsdesc.devices import processor_name
 from capsdesc.evaluation.methods import installed_version
 from capsdesc.evaluation.metrics import accuracy, pose_error
 from capsdesc.evaluation.protocols import MATCHING_THRESHOLDS, POSE_THRESHOLDS, PoseRow, Result
@@ -41,7 +42,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cpus": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         # OpenCV is published under several names.
@@ -167,11 +168,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _processor() -> str:
-    """The processor's name; Python itself does not know it on Linux."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

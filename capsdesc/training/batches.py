@@ -77,7 +77,7 @@ def pair_features(
 ) -> tuple[DenseFeatures, DenseFeatures]:
     """Maps of the first and of the second images, from one pass over both."""
     images = torch.cat([batch.images0, batch.images1]).to(device, non_blocking=True)
-    images = (images.float() / 255).contiguous(memory_format=training_format(device))
+    images = (images.float() / 255).contiguous(memory_format=training_format(device, dtype))
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         features = dense_features(network, config, images)
     return features.split(len(batch.images0))

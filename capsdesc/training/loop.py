@@ -83,7 +83,10 @@ def train(
     share = (distributed.rank(), distributed.world_size())
     if config.batch_size % share[1]:
         raise ValueError(f"batch_size is {config.batch_size}; expected a multiple of the {share[1]} processes")
-    network = network.to(device=device, memory_format=training_format(device)).train()  # type: ignore[call-overload]
+    dtype = network_dtype(config.precision, device)
+    network = network.to(  # type: ignore[call-overload]
+        device=device, memory_format=training_format(device, dtype)
+    ).train()
     if config.optimizer.only:
         _freeze_all_but(network, config.optimizer.only)
     distributed.synchronize_batch_norm(network, device)
@@ -93,7 +96,6 @@ def train(
     folder = RunFolder(out, config, f"{training_pairs.fingerprint} {judged_on}")
     step = folder.resume(network, average, optimizer)
     replica = distributed.replicate(network)
-    dtype = network_dtype(config.precision, device)
     loader = load_batches(training_pairs, config.batch_size, range(step, config.steps), workers, device, share=share)
     is_main = distributed.is_main()
     result: Validation | None = None

@@ -309,6 +309,7 @@ def test_one_command_measures_everything(weights: Path, tmp_path: Path, capsys: 
     dtype = str(describing_dtype(torch.device("cpu"))).removeprefix("torch.")
     assert tables[0]["notes"][0] == f"caps computes in {dtype}."
     assert "random parameters" in tables[0]["notes"][1]
+    assert tables[-1]["notes"][0].endswith(f"both in {dtype}.")
 
     rows = [row for table in tables for row in table["rows"]]
     for row in rows:

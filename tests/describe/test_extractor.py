@@ -946,6 +946,7 @@ def test_cpus_with_amx_compute_in_bfloat16(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: amx)
     monkeypatch.setattr("capsdesc.describe.extractor.describing_dtype", describing_dtype)
     default = CAPSExtractor(compact.source, device="cpu")
     assert default.dtype == fastest
