@@ -18,6 +18,7 @@ import numpy as np
 
 from capsdesc.checks import as_rotation
 from capsdesc.io.colmap_binary import check_whole
+from capsdesc.io.colmap_cameras import check_perspective, follow_files
 from capsdesc.io.text import below, read_text
 from capsdesc.types import PosedImage
 
@@ -61,7 +62,7 @@ def overlap(first: PosedImage, second: PosedImage) -> float:
 def read_model(
     model: str | os.PathLike[str], images: str | os.PathLike[str], *, strict: bool = False
 ) -> list[PosedImage]:
-    """The registered photographs of a COLMAP model, by name.
+    """The registered photographs of a COLMAP model, by name, with cameras of the size of their files.
 
     Args:
         model: folder with ``cameras``, ``images`` and ``points3D``, as ``.bin`` or ``.txt``. Without ``points3D`` the
@@ -74,8 +75,8 @@ def read_model(
 
     Raises:
         FileNotFoundError: there is no model or no image folder, or an image is missing and ``strict`` is set.
-        ValueError: the model cannot be read or is broken, an image's name leads out of the folder, or none of its
-            photographs is there.
+        ValueError: the model cannot be read or is broken, an image's name leads out of the folder, none of its
+            photographs is there, a camera is a panorama's, or a file was turned, cropped or stretched since.
     """
     pycolmap = import_pycolmap()
     model, images = Path(model), Path(images)
@@ -104,6 +105,7 @@ def read_model(
             missing.append(name)
             continue
         where = f"the COLMAP model in {model} is broken: {name}"
+        check_perspective(image.camera, f"the camera of {name} in {model}")
         pose = image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world
         ids = sorted({point.point3D_id for point in image.points2D if point.has_point3D()}) if has_points else []
         lost = [point_id for point_id in ids if point_id not in reconstruction.points3D]
@@ -130,7 +132,7 @@ def read_model(
         logger.warning("%d of the model's images are not in %s, the first is %s", len(missing), images, missing[0])
     if not posed:
         raise ValueError(f"none of the images of the COLMAP model in {model} is in {images}")
-    return posed
+    return follow_files(posed, f"the COLMAP model in {model}")
 
 
 def check_model(model: Path) -> None:

@@ -299,6 +299,98 @@ def test_tum_trajectories(truth: Truth, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Files of other sizes than their cameras
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def changed_photographs(source: Path, folder: Path, change: Callable[[Array], Array], skip: int = 0) -> None:
+    folder.mkdir(parents=True)
+    for number, path in enumerate(sorted(source.iterdir())):
+        picture = np.asarray(cv2.imread(str(path)))
+        cv2.imwrite(str(folder / path.name), picture if number < skip else change(picture))
+
+
+def resized(factor: float) -> Callable[[Array], Array]:
+    return lambda picture: np.asarray(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA))
+
+
+def scene_of(kind: str, folder: Path, poses: list[tuple[Array, Array]]) -> list[Scene]:
+    """A source of cameras of ``WIDTH`` x ``HEIGHT``, whose photographs are in ``images``."""
+    if kind == "colmap":
+        write_colmap(folder / "sparse" / "0", poses)
+        return ColmapSource(path=str(folder)).scenes(DATA)
+    if kind == "caps":
+        write_caps(folder, poses)
+        return CapsSource(path=str(folder), depth=(2.0, 8.0)).scenes(DATA)
+    if kind == "nerf":
+        content = {**nerf_lens(NO_DISTORTION), "w": WIDTH, "h": HEIGHT, "frames": nerf_frames(poses)}
+        (folder / "transforms.json").write_text(json.dumps(content))
+        return NerfSource(path=str(folder), depth=(2.0, 8.0)).scenes(DATA)
+    write_tum(folder, poses)
+    intrinsics = (K[0, 0], K[1, 1], K[0, 2], K[1, 2])
+    return TumSource(path=str(folder), intrinsics=intrinsics, depth=(2.0, 8.0)).scenes(DATA)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+@pytest.mark.parametrize("kind", ["colmap", "caps", "nerf", "tum"])
+def test_cameras_follow_files_that_were_resized(
+    kind: str, factor: float, truth: Truth, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The intrinsics of a TUM sequence are those of its first image.
+    changed_photographs(truth.plain / "images", tmp_path / "images", resized(factor), skip=int(kind == "tum"))
+    (scene,) = scene_of(kind, tmp_path, truth.poses)
+    corner = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])  # from the centre of the top-left pixel to its corner
+    expected = np.diag([factor, factor, 1]) @ (K + corner) - corner
+    for posed in scene.photographs[1:]:
+        np.testing.assert_allclose(posed.K, expected)
+        assert (posed.camera.width, posed.camera.height) == (factor * WIDTH, factor * HEIGHT)
+    assert caplog.text.count("files were resized since") == 1
+    assert_samples_are_epipolar(scene)
+
+
+@pytest.mark.parametrize("kind", ["colmap", "caps", "nerf", "tum"])
+def test_files_turned_against_their_cameras_are_refused(kind: str, truth: Truth, tmp_path: Path) -> None:
+    changed_photographs(truth.plain / "images", tmp_path / "images", lambda picture: np.rot90(picture).copy(), skip=1)
+    message = f"{NAMES[1]} has {HEIGHT} x {WIDTH} pixels, but its camera in .* is of {WIDTH} x {HEIGHT}"
+    with pytest.raises(ValueError, match=message):
+        scene_of(kind, tmp_path, truth.poses)
+
+
+def test_transforms_without_a_size_are_of_each_files_own(truth: Truth, tmp_path: Path) -> None:
+    changed_photographs(truth.plain / "images", tmp_path / "images", resized(0.5), skip=3)
+    frames = nerf_frames(truth.poses)
+    angle = float(2 * np.arctan(WIDTH / 2 / 260))
+    (tmp_path / "transforms.json").write_text(json.dumps({"camera_angle_x": angle, "frames": frames}))
+    source = NerfSource(path=str(tmp_path), depth=(2.0, 8.0))
+    (scene,) = source.scenes(DATA)
+    sizes = [(posed.camera.width, posed.camera.height) for posed in scene.photographs]
+    assert sizes == 3 * [(WIDTH, HEIGHT)] + 3 * [(WIDTH // 2, HEIGHT // 2)]
+    np.testing.assert_allclose([posed.K[0, 0] for posed in scene.photographs], 3 * [260.0] + 3 * [130.0])
+    # What is in pixels cannot be of both sizes.
+    (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 260.0, "frames": frames}))
+    with pytest.raises(
+        ValueError, match=r"frames\[3\]: .*photo3.png has 140 x 100 .*photo0.png 280 x 200, .* once for all"
+    ):
+        source.scenes(DATA)
+    own = [{**frame, "fl_x": 260.0 if k < 3 else 130.0} for k, frame in enumerate(frames)]
+    (tmp_path / "transforms.json").write_text(json.dumps({"frames": own}))
+    np.testing.assert_allclose(source.scenes(DATA)[0].photographs[5].K[0, 0], 130.0)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_intrinsics_that_look_like_those_of_other_files_are_warned_of(
+    factor: float, truth: Truth, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed_photographs(truth.plain / "images", tmp_path / "images", resized(factor))
+    write_pairs(tmp_path / "images" / "pairs.txt", truth.poses)
+    PairsSource(path=str(tmp_path / "images" / "pairs.txt"), depth=(2.0, 8.0)).scenes(DATA)
+    scene_of("tum", tmp_path, truth.poses)
+    warnings = [record.getMessage() for record in caplog.records if "principal points" in record.getMessage()]
+    assert len(warnings) == (0 if factor == 1 else 2)
+    assert all(f"of {factor * WIDTH:.0f} x {factor * HEIGHT:.0f} pixels" in warning for warning in warnings)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Depth and stand-ins
 # ---------------------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,13 @@ import numpy as np
 from capsdesc.io.colmap import import_pycolmap
 from capsdesc.types import Array, PosedImage
 
+logger = logging.getLogger(__name__)
+
 # In pixels; what is larger is no image's.
 LARGEST_EDGE = 2**20
+# How far from the middle principal points are not worth a word, as a share of the image's edge. Intrinsics of an image
+# twice or half as large are .5 or .25 off.
+CENTRED = 0.2
 
 
 def last_pixel(posed: PosedImage) -> tuple[int, int]:
@@ -23,6 +29,33 @@ def last_pixel(posed: PosedImage) -> tuple[int, int]:
 def posed_image(path: Path, camera: Any, R: Array, t: Array) -> PosedImage:
     """A photograph without scene points."""
     return PosedImage(path, camera, R, t, np.empty((0, 3)), np.empty(0, dtype=np.int64))
+
+
+def warn_if_off_centre(photographs: Sequence[PosedImage], where: str) -> None:
+    """Warn, once, of intrinsics that look like those of files of another size, where they do not say of which."""
+    off = [
+        posed
+        for posed in photographs
+        if max(
+            abs(posed.camera.principal_point_x / posed.camera.width - 0.5),
+            abs(posed.camera.principal_point_y / posed.camera.height - 0.5),
+        )
+        > CENTRED
+    ]
+    if off:
+        camera = off[0].camera
+        logger.warning(
+            "%s: the principal points of %d of %d photographs are far from the middle, the first is (%g, %g) in %s "
+            "of %d x %d pixels; are these the files that the intrinsics belong to?",
+            where,
+            len(off),
+            len(photographs),
+            camera.principal_point_x - 0.5,
+            camera.principal_point_y - 0.5,
+            off[0].path,
+            camera.width,
+            camera.height,
+        )
 
 
 def colmap_camera(model: str, size: tuple[int, int], params: Sequence[float]) -> Any:

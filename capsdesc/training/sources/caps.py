@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from capsdesc.checks import as_rotation
+from capsdesc.io.colmap_cameras import follow_files
 from capsdesc.io.text import finite_numbers, listed_image, read_lines
 from capsdesc.training.dataset import DataConfig, Scene
 from capsdesc.training.sources.base import PosesSource
@@ -68,7 +69,8 @@ def _read_img_cam(folder: Path) -> dict[str, PosedImage]:
         camera = colmap_camera("PINHOLE", (int(width), int(height)), numbers[2:6].tolist())
         R = as_rotation(numbers[6:15].reshape(3, 3), f"{where}: R")
         photographs[name] = posed_image(listed_image(folder / "images", name, where), camera, R, numbers[15:])
-    return photographs
+    followed = follow_files(list(photographs.values()), str(folder / "img_cam.txt"))
+    return dict(zip(photographs, followed, strict=True))
 
 
 def _read_pair_names(path: Path, photographs: Mapping[str, PosedImage]) -> Array:

@@ -12,6 +12,7 @@ import numpy as np
 
 from capsdesc.checks import as_rotation, shown
 from capsdesc.images import image_size
+from capsdesc.io.colmap_cameras import follow_files
 from capsdesc.io.text import below, listed_image, parse_json, read_text
 from capsdesc.training.dataset import DataConfig, Scene
 from capsdesc.training.sources.base import PosesSource
@@ -22,6 +23,7 @@ from capsdesc.types import Array, PosedImage
 # Lenses of transforms.json that k1, k2, p1, p2 and k3 describe.
 NERF_PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
 NERF_FISHEYE = "OPENCV_FISHEYE"
+NERF_IN_PIXELS = {"fl_x", "fl_y", "cx", "cy"}
 NERF_SUFFIXES = ("", ".png", ".jpg")
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0])
 
@@ -33,7 +35,8 @@ class NerfSource(PosesSource):
     ``path`` is the file, or a folder with a ``transforms.json``. Poses are camera to world with OpenGL's axes (y up,
     looking along -z). Intrinsics are ``fl_x`` (or ``camera_angle_x`` in radians), ``fl_y``, ``cx``, ``cy``, ``w``,
     ``h``, ``k1``, ``k2``, ``k3``, ``p1``, ``p2``, or ``k1`` to ``k4`` of a fisheye; a frame's own come before the
-    file's. The principal point follows COLMAP: the centre of the top-left pixel is (0.5, 0.5).
+    file's. Without ``w`` and ``h`` the intrinsics are those of the image's own size. The principal point follows
+    COLMAP: the centre of the top-left pixel is (0.5, 0.5).
     """
 
     kind: ClassVar[str] = "nerf"
@@ -52,6 +55,7 @@ def _read_transforms(path: Path) -> list[PosedImage]:
         raise ValueError(f"{path} has no list of frames; expected a transforms.json")
     common = {key: value for key, value in whole.items() if key != "frames"}
     photographs: list[PosedImage] = []
+    first: tuple[Path, tuple[int, int]] | None = None
     for number, frame in enumerate(frames):
         where = f"{path}, frames[{number}]"
         if not isinstance(frame.get("file_path"), str):
@@ -59,13 +63,20 @@ def _read_transforms(path: Path) -> list[PosedImage]:
         image = _nerf_image(path.parent, frame["file_path"], where)
         lens = {**common, **frame}
         if not {"w", "h"} <= lens.keys():
-            # The frames of one file share their size where it does not say otherwise.
-            common["w"], common["h"] = lens["w"], lens["h"] = image_size(image)
+            size = image_size(image)
+            first = first or (image, size)
+            if size != first[1] and common.keys() & NERF_IN_PIXELS - frame.keys():
+                raise ValueError(
+                    f"{where}: {image} has {size[0]} x {size[1]} pixels and {first[0]} {first[1][0]} x {first[1][1]}, "
+                    "but intrinsics in pixels are given once for all; expected w and h beside them, or intrinsics in "
+                    "each frame"
+                )
+            lens["w"], lens["h"] = size
         pose = np.array(_matrix(frame.get("transform_matrix"), where))
         to_world = as_rotation(pose[:3, :3], f"{where}: R")
         R = OPENGL_TO_OPENCV @ to_world.T
         photographs.append(posed_image(image, _nerf_camera(lens, where), R, -R @ pose[:3, 3]))
-    return photographs
+    return follow_files(photographs, str(path))
 
 
 def _nerf_image(folder: Path, name: str, where: str) -> Path:

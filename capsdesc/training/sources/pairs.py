@@ -13,7 +13,7 @@ from capsdesc.images import image_size
 from capsdesc.io.pairs import read_posed_pairs
 from capsdesc.training.dataset import DataConfig, Scene
 from capsdesc.training.sources.base import PosesSource
-from capsdesc.training.sources.cameras import pinhole_of, posed_image
+from capsdesc.training.sources.cameras import pinhole_of, posed_image, warn_if_off_centre
 from capsdesc.training.sources.stand_ins import pose_scene
 
 logger = logging.getLogger(__name__)
@@ -50,5 +50,6 @@ class PairsSource(PosesSource):
                 if image not in sizes:
                     sizes[image] = image_size(image)
                 photographs.append(posed_image(image, pinhole_of(sizes[image], K, where), R, t))
+        warn_if_off_centre(photographs, str(path))
         pairs = np.arange(len(photographs)).reshape(-1, 2)
         return [pose_scene(path.stem, photographs, config, self.depth, pairs)]

@@ -11,10 +11,11 @@ from scipy.spatial.transform import Rotation
 
 from capsdesc.checks import ROTATION_TOLERANCE, check_numbers
 from capsdesc.images import image_size
+from capsdesc.io.colmap_cameras import follow_files
 from capsdesc.io.text import finite_numbers, listed_image, read_lines
 from capsdesc.training.dataset import DataConfig, Scene
 from capsdesc.training.sources.base import PosesSource
-from capsdesc.training.sources.cameras import opencv_camera, posed_image
+from capsdesc.training.sources.cameras import opencv_camera, posed_image, warn_if_off_centre
 from capsdesc.training.sources.stand_ins import pose_scene
 from capsdesc.types import Array
 
@@ -27,7 +28,7 @@ class TumSource(PosesSource):
     image list ``timestamp file``; an image gets the pose nearest in time.
 
     Attributes:
-        intrinsics: fx, fy, cx, cy in pixels, the centre of the top-left one being (0, 0).
+        intrinsics: fx, fy, cx, cy in pixels of the first image, the centre of the top-left one being (0, 0).
         distortion: k1, k2, p1, p2, k3 as OpenCV has them.
         trajectory: file of the poses, relative to ``path``.
         image_list: file of the images' names, which are relative to it; itself relative to ``path``.
@@ -74,6 +75,8 @@ class TumSource(PosesSource):
                 f"{folder}: {len(photographs)} of {len(listed)} images have a pose within {self.max_difference} s; "
                 "do the timestamps of both files run on one clock?"
             )
+        photographs = follow_files(photographs, f"the settings for {folder}")
+        warn_if_off_centre(photographs, f"the settings for {folder}")
         return [pose_scene(folder.resolve().name, photographs, config, self.depth)]
 
 
