@@ -11,6 +11,9 @@ from torch import nn
 class MovingAverage:
     """A network whose weights follow another's.
 
+    Not ``torch.optim.swa_utils.AveragedModel``: its first update drops the weights that training started from, its
+    count of updates waits for the GPU at each step, and it would have to be kept in checkpoints beside the step.
+
     Batch statistics are averaged like the weights they belong to; counters are copied. The decay rises as
     ``min(decay, (1 + step) / (10 + step))``, so that the start is soon forgotten.
 

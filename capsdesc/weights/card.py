@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from capsdesc.io.text import parse_yaml, read_text
 from capsdesc.models import ModelConfig
@@ -66,11 +66,11 @@ def model_card(
     Returns:
         Markdown with YAML front matter, as the Hugging Face hub reads it.
     """
-    front_matter = {"license": license or UNKNOWN_LICENSE, "library_name": "capsdesc", "tags": list(TAGS)}
+    front_matter = ModelCardData(license=license or UNKNOWN_LICENSE, library_name="capsdesc", tags=list(TAGS))
     text = "\n".join(
         [
             "---",
-            yaml.safe_dump(front_matter, sort_keys=False, default_flow_style=None).rstrip(),
+            front_matter.to_yaml(),
             "---",
             f"# {name}",
             "",
