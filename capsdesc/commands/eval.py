@@ -51,7 +51,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--methods",
         default="rootsift,caps",
         help="of rootsift, caps, caps-any (any orientation), caps-plain (without reliability), xfeat, disk, aliked, "
-        "kornia-sift and kornia-mkd, by commas; and, with matches that pass --max-shift, caps-checked, "
+        "kornia-sift and kornia-mkd, by commas; with their own keypoints and a learned matcher instead of nearest "
+        "neighbours, aliked-lightglue and disk-lightglue; and, with matches that pass --max-shift, caps-checked, "
         "caps-any-checked and caps-plain-checked (default: %(default)s)",
     )
     parser.add_argument(

