@@ -107,9 +107,7 @@ class TrainingConfig:
     @classmethod
     def paper(cls) -> TrainingConfig:
         """The paper's recipe (supplement): ResNet-50, Adam, 200 k steps of 6 pairs, its losses and colour jitter."""
-        jitter = AugmentationConfig(
-            brightness=1.0, contrast=1.0, saturation=1.0, hue=0.4, grey=0.0, blur=0.0, jpeg=0.0, noise=0.0
-        )
+        jitter = AugmentationConfig.jitter(brightness=1.0, contrast=1.0, saturation=1.0, hue=0.4)
         return cls(
             model=ModelConfig.paper(),
             data=DataConfig(

@@ -245,6 +245,9 @@ class PairDataset(Dataset[TrainingPair]):
             self._unreadable[path] = str(error)
             return None
 
+    def _any_photograph(self, rng: np.random.Generator) -> Array | None:
+        return self._read(self.photographs[rng.integers(len(self.photographs))])
+
     def _posed_pair(self, rng: np.random.Generator) -> TrainingPair | None:
         config = self.config
         scene = self.scenes[rng.choice(len(self.scenes), p=self._scene_chances)]
@@ -331,7 +334,7 @@ class PairDataset(Dataset[TrainingPair]):
         chosen = np.concatenate([head, tail[::-1][: config.queries - len(head)]])
         images = [view.image for view in views]
         if config.augmentation is not None:
-            images = [augment(rng, image, config.augmentation) for image in images]
+            images = [augment(rng, image, config.augmentation, lambda: self._any_photograph(rng)) for image in images]
         # Of the views as the network sees them: blur and noise decide what a detector finds.
         found = [_detect(image, view.valid, config.keypoints) for image, view in zip(images, views, strict=True)]
         return TrainingPair(
