@@ -26,7 +26,8 @@ from capsdesc.bench.contests import seeded_network, synthetic_batch, training_ca
 from capsdesc.models.network import normalize_image
 from capsdesc.training.config import TrainingConfig
 from capsdesc.training.dataset import Batch
-from capsdesc.training.losses import LossConfig, Supervision
+from capsdesc.training.losses import LossConfig
+from capsdesc.training.supervision import Supervision
 
 WINDOW = 0.125
 

@@ -226,6 +226,7 @@ def synthetic_batch(pairs: int, width: int, height: int, queries: int, seed: int
             keypoints0=points(keypoints),
             keypoints1=points(keypoints),
             detected=(keypoints, keypoints),
+            grids=np.zeros((2, 2), dtype=np.int64),
         )
 
     return collate([pair() for _ in range(pairs)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any, overload
@@ -15,21 +16,22 @@ from torch import Tensor
 from capsdesc.checks import check_inside
 from capsdesc.describe.orientation import TURNS, ZOOMS, Orientation, View, check_orientation, turned_views
 from capsdesc.describe.search import coarse_to_fine
+from capsdesc.describe.seeing import SeeingNetwork, Seen
 from capsdesc.devices import describing_dtype, usable_device
 from capsdesc.images import ImageLike, image_size, to_rgb, to_tensor
 from capsdesc.keypoints import Detector, get_detector
-from capsdesc.models import (
-    DenseFeatures,
-    ModelConfig,
-    Tile,
-    dense_features,
-    fold_batch_norm,
-    inverse_temperatures,
-    tiles,
+from capsdesc.keypoints.mask import check_mask
+from capsdesc.models import DenseFeatures, ModelConfig
+from capsdesc.types import (
+    ArrayOrTensor,
+    Features,
+    Keypoints,
+    KeypointsLike,
+    Located,
+    UInt8Array,
+    as_keypoints,
+    as_points,
 )
-from capsdesc.models.maps import without_reliability
-from capsdesc.models.network import FINE_STRIDE
-from capsdesc.types import ArrayOrTensor, Features, Keypoints, KeypointsLike, Located, as_keypoints, as_points
 from capsdesc.weights import Weights, resolve
 
 # Locating n points holds n times the fine map's cells of probabilities; so many floats (64 MB) at a time.
@@ -41,10 +43,11 @@ class CAPSExtractor:
 
     Args:
         weights: None for the bundled default, which needs no network; else the name of a bundled model, a local file or
-            folder, or ``"org/name[@revision]"`` on the Hugging Face hub.
-        detector: finds keypoints for :meth:`detect` and :meth:`extract`: ``"sift"``, ``"superpoint"`` (see
-            :class:`capsdesc.keypoints.SuperPointDetector`, also for its weights' licence), or an object with a
-            ``detect`` method, see :class:`capsdesc.keypoints.Detector`. Not needed to describe points of one's own.
+            folder, ``"org/name[@revision]"`` on the Hugging Face hub, or :class:`capsdesc.weights.Weights` as read.
+        detector: finds keypoints for :meth:`detect` and :meth:`extract`: ``"caps"``, the network's own, where the model
+            has them; ``"sift"``; ``"superpoint"`` (see :class:`capsdesc.keypoints.SuperPointDetector`, also for its
+            weights' licence); or an object with a ``detect`` method, see :class:`capsdesc.keypoints.Detector`. Not
+            needed to describe points of one's own.
         device: where the network runs, for example ``"cuda"``. None: a CUDA GPU if there is one, else the CPU.
         dtype: what the network computes in: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``. None:
             bfloat16 on CPUs that are faster in it, float32 elsewhere. Descriptors are always float32.
@@ -61,7 +64,7 @@ class CAPSExtractor:
 
     def __init__(
         self,
-        weights: str | os.PathLike[str] | None = None,
+        weights: Weights | str | os.PathLike[str] | None = None,
         *,
         detector: str | Detector = "sift",
         device: torch.device | str | None = None,
@@ -69,7 +72,18 @@ class CAPSExtractor:
         max_size: int | None = None,
         reliability: bool = True,
     ) -> None:
-        self._set_up(resolve(weights), detector, device, dtype, max_size, reliability)
+        if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"dtype is {dtype}; expected torch.float32, torch.bfloat16 or torch.float16")
+        if max_size is not None and not _is_count(max_size, least=1):
+            raise ValueError(f"max_size is {max_size!r}; expected a positive number of pixels, or None")
+        self.weights: Weights = weights if isinstance(weights, Weights) else resolve(weights)
+        self.device = usable_device(device)
+        self.dtype = dtype or describing_dtype(self.device)
+        self.max_size = max_size
+        self._seeing = SeeingNetwork(
+            self.weights, self.device, self.dtype, bool(reliability) and self.weights.config.reliability
+        )
+        self.detector: Detector = CAPSDetector(self) if detector == "caps" else get_detector(detector, self.device)
 
     @classmethod
     def from_pretrained(
@@ -80,11 +94,7 @@ class CAPSExtractor:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         token: bool | str | None = None,
-        detector: str | Detector = "sift",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        max_size: int | None = None,
-        reliability: bool = True,
+        **settings: Any,
     ) -> CAPSExtractor:
         """An extractor with weights from the Hugging Face hub, with the hub's own options.
 
@@ -94,46 +104,27 @@ class CAPSExtractor:
             cache_dir: where downloads are kept.
             local_files_only: never touch the network.
             token: for private repositories.
-            detector: as for the class, likewise the following.
-            device: where the network runs.
-            dtype: what the network computes in.
-            max_size: longest edge the network sees.
-            reliability: whether descriptors say how likely a point is to be found again.
+            settings: the other arguments of the class.
         """
-        extractor = cls.__new__(cls)
         resolved = resolve(
             weights, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
         )
-        extractor._set_up(resolved, detector, device, dtype, max_size, reliability)
-        return extractor
+        return cls(resolved, **settings)
 
-    def _set_up(
-        self,
-        weights: Weights,
-        detector: str | Detector,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-        max_size: int | None,
-        reliability: bool,
-    ) -> None:
-        if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(f"dtype is {dtype}; expected torch.float32, torch.bfloat16 or torch.float16")
-        if max_size is not None and not _is_count(max_size, least=1):
-            raise ValueError(f"max_size is {max_size!r}; expected a positive number of pixels, or None")
-        self.config: ModelConfig = weights.config
-        self.source: str = weights.source
-        self.device = usable_device(device)
-        self.detector = get_detector(detector, self.device)
-        self.dtype = dtype or describing_dtype(self.device)
-        self.max_size = max_size
-        self.reliability = bool(reliability) and weights.config.reliability
-        network = weights.build()
-        self._inverse_temperatures = tuple(float(value.detach()) for value in inverse_temperatures(network))
-        # Only where cells lie at fixed pixels and upsampling keeps them there is a part of an image like the whole.
-        self._reach = getattr(network, "reach", None) if weights.config.sampling == "stride" else None
-        self._network = fold_batch_norm(network).to(  # type: ignore[call-overload]
-            device=self.device, memory_format=torch.channels_last
-        )
+    @property
+    def config(self) -> ModelConfig:
+        """What the network is made of."""
+        return self.weights.config
+
+    @property
+    def source(self) -> str:
+        """Where the weights came from; see :class:`capsdesc.weights.Weights`."""
+        return self.weights.source
+
+    @property
+    def reliability(self) -> bool:
+        """Whether descriptors say how likely a point is to be found again."""
+        return self._seeing.reliability
 
     def __repr__(self) -> str:
         return f"CAPSExtractor({self.source!r}, device={str(self.device)!r}, dtype={self.dtype})"
@@ -141,7 +132,7 @@ class CAPSExtractor:
     @property
     def descriptor_dim(self) -> int:
         """D, the length of a descriptor."""
-        return self.config.descriptor_dim - (self.config.reliability and not self.reliability)
+        return self._seeing.descriptor_dim
 
     @overload
     def describe(
@@ -215,17 +206,13 @@ class CAPSExtractor:
         pixels = to_tensor(image, self.device, name=f"image{at}")
         check_inside(points, pixels.shape[2], pixels.shape[1], f"keypoints{at}")
         pixels, resize = self._resized(pixels)
-        # A pixel centre p is (p + 0.5) * r - 0.5 in the resized image; written so that r = 1 changes no digit.
-        queries = torch.as_tensor(points, device=self.device)
-        factors = queries.new_tensor(resize)
-        queries = queries * factors + (0.5 * factors - 0.5)
-
+        queries = _resized_points(torch.as_tensor(points, device=self.device), resize)
         if orientation == "upright":
-            descriptors, changes = self._describe_view(View.of(pixels, queries), derivatives)
+            descriptors, changes = self._seeing.describe(View.of(pixels, queries), derivatives)
         else:
-            seen = (self._describe_view(view, derivatives) for view in turned_views(pixels, queries))
+            seen = (self._seeing.describe(view, derivatives) for view in turned_views(pixels, queries))
             descriptors, changes = (_by_turn_and_zoom(parts) for parts in zip(*seen, strict=True))
-        return _like(descriptors, points), None if changes is None else _like(changes * factors[:, None], points)
+        return _like(descriptors, points), None if changes is None else _like(_by_original(changes, resize), points)
 
     def detect(
         self, image: ImageLike, max_keypoints: int = 2048, mask: npt.NDArray[Any] | Tensor | None = None
@@ -240,10 +227,8 @@ class CAPSExtractor:
         Returns:
             At most ``max_keypoints`` keypoints, in numpy.
         """
-        if not _is_count(max_keypoints, least=0):
-            raise ValueError(f"max_keypoints is {max_keypoints!r}; expected a number, at least 0")
         mask = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
-        found = self.detector.detect(to_rgb(image), int(max_keypoints), mask)
+        found = self.detector.detect(to_rgb(image), _checked_count(max_keypoints), mask)
         if not isinstance(found, Keypoints):
             raise TypeError(f"the detector must return capsdesc.Keypoints, got {type(found).__name__}")
         return found
@@ -275,10 +260,17 @@ class CAPSExtractor:
         check_orientation(orientation)
         if isinstance(image, (str, os.PathLike)):
             image = to_rgb(image)  # decode once
-        found = self.detect(image, max_keypoints, mask) if keypoints is None else as_keypoints(keypoints)
+        descriptors: ArrayOrTensor | None
+        changes: ArrayOrTensor | None
+        if keypoints is None and orientation == "upright" and isinstance(self.detector, CAPSDetector):
+            seen = self.detector.see(image, _checked_count(max_keypoints), mask, describe=True, derivatives=derivatives)
+            found, points = Keypoints(seen.points, seen.scores), seen.points
+            descriptors, changes = seen.descriptors, seen.derivatives
+        else:
+            found = self.detect(image, max_keypoints, mask) if keypoints is None else as_keypoints(keypoints)
+            points = torch.as_tensor(found.points)
+            descriptors, changes = self._describe_one(image, points, orientation, derivatives)
         like = image if isinstance(image, Tensor) else np.empty(0)
-        points = torch.as_tensor(found.points)
-        descriptors, changes = self._describe_one(image, points, orientation, derivatives)
 
         def field(values: ArrayOrTensor | None) -> ArrayOrTensor | None:
             return None if values is None else _like(torch.as_tensor(values), like)
@@ -330,37 +322,17 @@ class CAPSExtractor:
         dense0, dense1 = self._dense(pixels0), self._dense(pixels1)
         chunk = max(1, _LOCATE_FLOATS // (dense1.fine.values.shape[-1] * dense1.fine.values.shape[-2]))
         found, stds = [], []
-        coarse_factor, fine_factor = self._inverse_temperatures
         with torch.no_grad():
             for part in torch.split(torch.as_tensor(queries, device=self.device), chunk):
-                _, fine = coarse_to_fine(part[None], dense0, dense1, (coarse_factor, fine_factor))
+                _, fine = coarse_to_fine(part[None], dense0, dense1, self._seeing.inverse_temperatures)
                 found.append(fine.expected[0])
                 stds.append(fine.std[0].square().mean(-1).sqrt())
         return Located(_like(torch.cat(found), queries), _like(torch.cat(stds), queries))
 
-    def _describe_view(self, view: View, derivatives: bool) -> tuple[Tensor, Tensor | None]:
-        """(N, D) descriptors at a view's points and, if asked for, their (N, 2, C) derivatives by its pixels."""
-        points = _with_neighbours(view.points, view.size).flatten(0, 1) if derivatives else view.points
-        whole = Tile((0, 0), view.size, torch.arange(len(points), device=points.device))
-        descriptors = points.new_empty(len(points), self.descriptor_dim)
-        for tile in [whole] if self._reach is None else tiles(points, view.size, self._reach):
-            inside = (points[tile.members] - points.new_tensor(tile.origin))[None]
-            descriptors[tile.members] = self._features(view.crop(tile), inside).describe(inside)[0]
-        if not derivatives:
-            return descriptors, None
-        descriptors, points = descriptors.view(5, -1, self.descriptor_dim), points.view(5, -1, 2)
-        appearance = without_reliability(descriptors) if self.reliability else descriptors
-        # In an image of one pixel's width nothing changes along x.
-        along_x, along_y = (
-            (appearance[ahead] - appearance[behind]) / (points[ahead] - points[behind])[:, axis, None].clamp(min=1)
-            for axis, (ahead, behind) in enumerate(((1, 2), (3, 4)))
-        )
-        return descriptors[0], torch.stack([along_x, along_y], dim=1)
-
     def _dense(self, image: Tensor) -> DenseFeatures:
         """Maps of a (3, H, W) image on the device, in the coordinates of the image as given."""
         resized, resize = self._resized(image)
-        return self._features(resized).seen_at(resize, (image.shape[2], image.shape[1]))
+        return self._seeing.dense(resized).seen_at(resize, (image.shape[2], image.shape[1]))
 
     def _resized(self, image: Tensor) -> tuple[Tensor, tuple[float, float]]:
         """The image as large as the network is to see it, and the factors along x and y that make it so."""
@@ -372,17 +344,81 @@ class CAPSExtractor:
         smaller = (max(1, round(width * factor)), max(1, round(height * factor)))
         return _shrink(image, smaller).to(self.device), (smaller[0] / width, smaller[1] / height)
 
-    def _features(self, image: Tensor, points: Tensor | None = None) -> DenseFeatures:
-        """Maps of a (3, H, W) image on the device; as far as (1, N, 2) points need them, if these are given."""
-        images = image[None].contiguous(memory_format=torch.channels_last)
-        # Single cells have been seen to save time on CPUs only.
-        points = points if self.device.type == "cpu" else None
-        with (
-            torch.no_grad(),
-            torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32),
-        ):
-            dense = dense_features(self._network, self.config, images, points)
-        return dense if self.reliability else dense.without_reliability()
+
+class CAPSDetector:
+    """The keypoints of the network that describes: ``CAPSExtractor(detector="caps")``.
+
+    They have a position between the pixels and a score, how likely they are to be found again, but neither scale nor
+    angle: for ``orientation="any"`` the keypoints of the upright image are described under all turns and zooms.
+
+    Args:
+        extractor: whose network finds them.
+
+    Raises:
+        ValueError: its model finds no keypoints.
+    """
+
+    def __init__(self, extractor: CAPSExtractor) -> None:
+        if not extractor.config.keypoints:
+            raise ValueError(
+                f"detector is 'caps', but the model {extractor.source} finds no keypoints; give detector='sift', or "
+                "weights whose config has keypoints"
+            )
+        self._extractor = extractor
+
+    def __repr__(self) -> str:
+        return "CAPSDetector()"
+
+    def detect(self, image: UInt8Array, max_keypoints: int, mask: npt.NDArray[Any] | None = None) -> Keypoints:
+        """Keypoints of an (H, W, 3) RGB image, strongest first; see :class:`capsdesc.keypoints.Detector`."""
+        seen = self.see(image, max_keypoints, mask)
+        assert seen.scores is not None
+        return Keypoints(seen.points.cpu().numpy(), seen.scores.cpu().numpy())
+
+    def see(
+        self,
+        image: ImageLike,
+        max_keypoints: int,
+        mask: npt.NDArray[Any] | Tensor | None,
+        *,
+        describe: bool = False,
+        derivatives: bool = False,
+    ) -> Seen:
+        """Keypoints and, if asked for, their descriptors and derivatives, in pixels of the image as given."""
+        extractor = self._extractor
+        pixels = to_tensor(image, extractor.device)
+        height, width = pixels.shape[1:]
+        pixels, resize = extractor._resized(pixels)
+        allowed = None
+        if mask is not None:
+            mask = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
+            inside = torch.as_tensor(check_mask(mask, (height, width)) > 0, device=extractor.device)
+
+            def allowed(points: Tensor) -> Tensor:
+                columns, rows = _original_points(points, resize).round().long().unbind(-1)
+                return inside[rows, columns]
+
+        seen = extractor._seeing.find(pixels, max_keypoints, allowed, describe=describe, derivatives=derivatives)
+        changes = None if seen.derivatives is None else _by_original(seen.derivatives, resize)
+        return dataclasses.replace(seen, points=_original_points(seen.points, resize), derivatives=changes)
+
+
+def _resized_points(points: Tensor, resize: tuple[float, float]) -> Tensor:
+    """Where (N, 2) pixels are in the image resized by these factors."""
+    # A pixel centre p is (p + 0.5) * r - 0.5 there; written so that r = 1 changes no digit.
+    factors = points.new_tensor(resize)
+    return points * factors + (0.5 * factors - 0.5)
+
+
+def _original_points(points: Tensor, resize: tuple[float, float]) -> Tensor:
+    """Where (N, 2) pixels of the image resized by these factors were before."""
+    factors = points.new_tensor(resize)
+    return (points - (0.5 * factors - 0.5)) / factors
+
+
+def _by_original(derivatives: Tensor, resize: tuple[float, float]) -> Tensor:
+    """(..., 2, C) derivatives by pixels of the image before it was resized by these factors."""
+    return derivatives * derivatives.new_tensor(resize)[:, None]
 
 
 def _by_turn_and_zoom(views: Sequence[Any]) -> Any:
@@ -392,18 +428,14 @@ def _by_turn_and_zoom(views: Sequence[Any]) -> Any:
     return torch.stack(list(views)).view(len(ZOOMS), len(TURNS), *views[0].shape).transpose(0, 1).contiguous()
 
 
-def _with_neighbours(points: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, 2) points of an image of that size, and those a fine cell right, left, below and above: (5, N, 2).
-
-    Neighbours beyond the centres of the outermost pixels are those centres.
-    """
-    steps = FINE_STRIDE * points.new_tensor([[1, 0], [-1, 0], [0, 1], [0, -1]])
-    neighbours = (points + steps[:, None]).clamp(min=0).minimum(points.new_tensor(size) - 1)
-    return torch.cat([points[None], neighbours])
-
-
 def _is_count(value: object, least: int) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= least
+
+
+def _checked_count(max_keypoints: object) -> int:
+    if not _is_count(max_keypoints, least=0):
+        raise ValueError(f"max_keypoints is {max_keypoints!r}; expected a number, at least 0")
+    return int(max_keypoints)  # type: ignore[call-overload, no-any-return]
 
 
 def _shrink(image: Tensor, size: tuple[int, int]) -> Tensor:

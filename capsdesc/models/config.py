@@ -28,6 +28,7 @@ class ModelConfig:
         normalize: L2-normalise each map's samples and the concatenated descriptor. The paper does not.
         reliability: the compact network says at every point how likely it is to be found again, as a descriptor's
             last coordinate; see :meth:`capsdesc.models.DenseFeatures.describe`. Needs ``normalize``.
+        keypoints: the compact network says of every pixel whether it is a keypoint.
         sampling: how pixels map to cells. ``"corners"`` is the paper's: the centres of the corner pixels
             meet the centres of the corner cells (``align_corners=True``). ``"stride"`` is exact for strided
             convolutions: cell ``i`` is centred on pixel ``stride * i``, whatever the image's size.
@@ -43,6 +44,7 @@ class ModelConfig:
     decoder_dim: int = 96
     normalize: bool = True
     reliability: bool = False
+    keypoints: bool = False
     sampling: str = "stride"
 
     def __post_init__(self) -> None:
@@ -53,9 +55,11 @@ class ModelConfig:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is {value!r}; expected a positive integer")
-        for name in ("normalize", "reliability"):
+        for name in ("normalize", "reliability", "keypoints"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected true or false")
+        if self.keypoints and self.architecture != "compact":
+            raise ValueError("keypoints is true; only a network of the compact architecture finds them")
         if self.reliability and not (self.normalize and self.architecture == "compact"):
             raise ValueError("reliability is true; only a normalized network of the compact architecture has it")
 

@@ -53,7 +53,7 @@ class MBConv(nn.Module):
 
 
 class EfficientNetLiteEncoder(nn.Module):
-    """Image to the last outputs at stride 4, 8 and 16.
+    """Image to the last outputs at stride 2, 4, 8 and 16.
 
     Padding is symmetric, so that cell ``i`` is centred on pixel ``stride * i`` (TensorFlow pads right and bottom).
     """
@@ -76,15 +76,15 @@ class EfficientNetLiteEncoder(nn.Module):
                 inputs = outputs
             last_at_stride[total_stride] = (len(blocks) - 1, outputs)
         self._blocks = nn.ModuleList(blocks)
-        self.outputs = tuple(last_at_stride[stride][0] for stride in (4, 8, 16))
-        self.channels = tuple(last_at_stride[stride][1] for stride in (4, 8, 16))
+        self.outputs = tuple(last_at_stride[stride][0] for stride in (2, 4, 8, 16))
+        self.channels = tuple(last_at_stride[stride][1] for stride in (2, 4, 8, 16))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = self.relu(self._bn0(self._conv_stem(image)))
         maps = []
         for index, block in enumerate(self._blocks):
             x = block(x)
             if index in self.outputs:
                 maps.append(x)
-        stride4, stride8, stride16 = maps
-        return stride4, stride8, stride16
+        stride2, stride4, stride8, stride16 = maps
+        return stride2, stride4, stride8, stride16

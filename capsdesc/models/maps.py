@@ -7,14 +7,22 @@ centre of the top-left cell, and each axis maps linearly: ``pixel = cell * scale
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capsdesc.models.config import ModelConfig
-from capsdesc.models.network import COARSE_STRIDE, FINE_STRIDE, normalize_image
+from capsdesc.models.network import (
+    COARSE_STRIDE,
+    FINE_STRIDE,
+    CAPSNetwork,
+    CompactNetwork,
+    Pyramid,
+    normalize_image,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,6 +92,7 @@ class DenseFeatures:
         image_size: width and height in pixels that the maps' pixel coordinates refer to.
         normalized: whether features and descriptors have unit length.
         reliability: (B, 1, h, w) logits of a point's being found again, or None.
+        scores: (B, 1, H, W) logits of a pixel's being a keypoint, or None.
     """
 
     coarse: FeatureMap
@@ -91,6 +100,7 @@ class DenseFeatures:
     image_size: tuple[int, int]
     normalized: bool
     reliability: FeatureMap | None = None
+    scores: FeatureMap | None = None
 
     def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, 2) pixel coordinates to coarse (B, N, Cc) and fine (B, N, Cf) features."""
@@ -149,6 +159,7 @@ class DenseFeatures:
             coarse=change(self.coarse),
             fine=change(self.fine),
             reliability=None if self.reliability is None else change(self.reliability),
+            scores=None if self.scores is None else change(self.scores),
         )
 
 
@@ -161,49 +172,100 @@ def without_reliability(descriptors: Tensor) -> Tensor:
 _FEW_CELLS = 0.5
 
 
-def dense_features(
-    network: nn.Module, config: ModelConfig, images: Tensor, points: Tensor | None = None
-) -> DenseFeatures:
+def dense_features(network: nn.Module, config: ModelConfig, images: Tensor, *, scores: bool = False) -> DenseFeatures:
     """Run a network over images of one size.
 
     Args:
         network: as :func:`~capsdesc.models.build_network` makes it.
         config: the network's config.
         images: (B, 3, H, W) RGB in 0..1.
-        points: (1, N, 2) pixels of a single image, if the maps will be read there only. Cells at stride 4 that these
-            points do not need are then zero, where that saves time.
+        scores: whether to compute the map of keypoint logits too, which ``config.keypoints`` must have.
 
     Returns:
         Float32 maps with their transforms.
     """
+    images = normalize_image(images)
+    maps = network(images, scores=True) if scores else network(images)
     height, width = images.shape[-2:]
+    return _placed(maps[: len(maps) - scores], config, (width, height), maps[-1] if scores else None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SeenImage:
+    """A single image after the part of a network that all its maps have in common, to be read at points.
+
+    It must be read under the same autocast as it was made.
+
+    Attributes:
+        network: as :func:`~capsdesc.models.build_network` makes it.
+        config: the network's config.
+        image_size: width and height in pixels.
+        pyramid: what its maps are made of.
+    """
+
+    network: CAPSNetwork | CompactNetwork
+    config: ModelConfig
+    image_size: tuple[int, int]
+    pyramid: Pyramid
+
+    @classmethod
+    def of(cls, network: nn.Module, config: ModelConfig, image: Tensor) -> SeenImage:
+        """The (1, 3, H, W) image, RGB in 0..1, seen by a network."""
+        parts = cast("CAPSNetwork | CompactNetwork", network)
+        height, width = image.shape[-2:]
+        return cls(parts, config, (width, height), parts.pyramid(normalize_image(image)))
+
+    def scores(self) -> Tensor:
+        """(H, W) float32 logits of each pixel's being a keypoint; the config must have keypoints."""
+        width, height = self.image_size
+        scores = cast("CompactNetwork", self.network).scores(self.pyramid)
+        return scores[0, 0, :height, :width].float()
+
+    def describe(self, points: Tensor, *, reliability: bool) -> Tensor:
+        """(N, D) descriptors at (N, 2) pixels; only the cells that they need are computed, where that saves time.
+
+        Args:
+            points: pixel coordinates x, y.
+            reliability: whether descriptors say how likely a point is to be found again, where the network has that.
+        """
+        # Single cells have been seen to save time on CPUs only.
+        read = _cells_read(points, self.image_size, self.config.sampling) if points.device.type == "cpu" else None
+        if read is not None and read.float().mean() > _FEW_CELLS:
+            read = None
+        maps = self.network.maps(self.pyramid, read)
+        if read is not None:
+            maps = (maps[0], *(_spread(values, read) for values in maps[1:]))
+        dense = _placed(maps, self.config, self.image_size, None)
+        # Whatever the network computes in, it is read in float32.
+        with torch.autocast(points.device.type, enabled=False):
+            return (dense if reliability else dense.without_reliability()).describe(points[None])[0]
+
+
+def _placed(
+    maps: Sequence[Tensor], config: ModelConfig, image_size: tuple[int, int], scores: Tensor | None
+) -> DenseFeatures:
+    """A network's output as float32 maps over the image."""
 
     def placed(values: Tensor, stride: int) -> FeatureMap:
-        return FeatureMap(values, cell_scale(values, (width, height), stride, config.sampling))
+        return FeatureMap(values, cell_scale(values, image_size, stride, config.sampling))
 
-    read = None if points is None else _cells_read(points, (width, height), config.sampling)
-    if read is not None and read.float().mean() > _FEW_CELLS:
-        read = None
-    images = normalize_image(images)
-    coarse, fine, *logits = (
-        features.float() for features in (network(images) if read is None else network(images, read))
-    )
+    coarse, fine, *logits = (values.float() for values in maps)
     if config.normalize:
         coarse, fine = F.normalize(coarse, dim=1), F.normalize(fine, dim=1)
-    if read is not None:
-        fine, *logits = (_spread(values, read) for values in (fine, *logits))
-
+    width, height = image_size
     return DenseFeatures(
         coarse=placed(coarse, COARSE_STRIDE),
         fine=placed(fine, FINE_STRIDE),
-        image_size=(width, height),
+        image_size=image_size,
         normalized=config.normalize,
         reliability=placed(logits[0], FINE_STRIDE) if logits else None,
+        # Cells at stride 2 may reach a pixel beyond the image.
+        scores=None if scores is None else FeatureMap(scores[..., :height, :width].float(), (1.0, 1.0)),
     )
 
 
 def _cells_read(points: Tensor, image_size: tuple[int, int], sampling: str) -> Tensor:
-    """(h, w) mask of the cells at stride 4 from which samples at (1, N, 2) pixels are interpolated."""
+    """(h, w) mask of the cells at stride 4 from which samples at (N, 2) pixels are interpolated."""
     width, height = (-(-size // FINE_STRIDE) for size in image_size)
     read = torch.zeros(height, width, dtype=torch.bool, device=points.device)
     upper_left = FeatureMap(read, cell_scale(read, image_size, FINE_STRIDE, sampling)).pixels_to_cells(points)

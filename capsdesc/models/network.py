@@ -1,12 +1,16 @@
 """The two networks: an image in, a coarse (stride 16) and a fine (stride 4) feature map out.
 
-With a reliability head there is a third map: the logit, at stride 4, of a point's being found again.
+With a reliability head there is a third map: the logit, at stride 4, of a point's being found again. With a keypoint
+head there is, where it is asked for, a last one: the logit of every pixel's being a keypoint.
 
-Whoever reads the maps of a single image at few points says so by ``read``, a mask of the cells at stride 4 that they
-need. Then all maps but the coarse one are (1, C, 1, K): the K cells of the mask, row by row.
+A network has two parts: ``pyramid``, what all maps have in common, and ``maps``. Whoever reads the maps of a single
+image at few points gives ``maps`` a mask ``read`` of the cells at stride 4 that they need. Then all maps but the coarse
+one are (1, C, 1, K): the K cells of the mask, row by row.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +78,15 @@ def _upsampled_taps(x: Tensor, size: int) -> Tensor:
     return F.pad(upsampled, (1, 1)).unfold(1, 2 * size, 1).permute(1, 2, 0)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pyramid:
+    """Features of images: of the stem (stride 2), of the decoder (stride 4) and of the encoder (stride 16)."""
+
+    stride2: Tensor
+    stride4: Tensor
+    stride16: Tensor
+
+
 class CAPSNetwork(ResNetEncoder):
     """The paper's network: a ResNet encoder and a U-shaped decoder (section 3.3 and supplement).
 
@@ -82,7 +95,7 @@ class CAPSNetwork(ResNetEncoder):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.encoder)
-        stride4, stride8, stride16 = self.channels
+        _, stride4, stride8, stride16 = self.channels
         self.conv_coarse = ConvBlock(stride16, config.coarse_dim, 1)
         self.upconv3 = UpConv(stride16, 512)
         self.iconv3 = ConvBlock(stride8 + 512, 512, 3)
@@ -92,12 +105,19 @@ class CAPSNetwork(ResNetEncoder):
         if config.normalize:
             self.log_inverse_temperature = nn.Parameter(torch.tensor(LOG_INVERSE_TEMPERATURE))
 
-    def forward(self, image: Tensor, read: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        stride4, stride8, stride16 = super().forward(image)
-        coarse = self.conv_coarse(stride16)
+    def pyramid(self, image: Tensor) -> Pyramid:
+        """All but the last convolution of either map."""
+        stride2, stride4, stride8, stride16 = super().forward(image)
         x = self.iconv3(_beside(stride8, self.upconv3(stride16)))
-        x = self.iconv2(_beside(stride4, self.upconv2(x)))
-        return coarse, self.conv_fine(x if read is None else _cells(x, read))
+        return Pyramid(stride2, self.iconv2(_beside(stride4, self.upconv2(x))), stride16)
+
+    def maps(self, pyramid: Pyramid, read: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The coarse and the fine map."""
+        x = pyramid.stride4
+        return self.conv_coarse(pyramid.stride16), self.conv_fine(x if read is None else _cells(x, read))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return self.maps(self.pyramid(image))
 
 
 def _beside(skip: Tensor, upsampled: Tensor) -> Tensor:
@@ -119,7 +139,7 @@ class CompactNetwork(nn.Module):
         super().__init__()
         name = config.encoder
         self.encoder: nn.Module = EfficientNetLiteEncoder(name) if name in EFFICIENTNETS else ResNetEncoder(name)
-        stride4, stride8, stride16 = self.encoder.channels
+        stride2, stride4, stride8, stride16 = self.encoder.channels
         width = config.decoder_dim
         self.lateral4 = nn.Conv2d(stride4, width, 1)
         self.lateral8 = nn.Conv2d(stride8, width, 1)
@@ -132,17 +152,60 @@ class CompactNetwork(nn.Module):
             self.reliability_head = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 1, 1))
         if config.normalize:
             self.log_inverse_temperature = nn.Parameter(torch.tensor(LOG_INVERSE_TEMPERATURE))
+        if config.keypoints:
+            self.keypoint_head = KeypointHead(stride2, width)
         self.has_reliability = config.reliability
-        # Upsampling from stride s reads cells s / 2 away, a 3x3 at stride s those s away.
+        # Upsampling from stride s reads cells s / 2 away, a 3x3 at stride s those s away. The keypoint head reaches as
+        # far: its two 3x3 at stride 2 after upsampling to it are no more than the smoothing at stride 4.
         self.reach = _reach(self.encoder) + (8 + 8) + (4 + 4)
 
-    def forward(self, image: Tensor, read: Tensor | None = None) -> tuple[Tensor, ...]:
-        stride4, stride8, stride16 = self.encoder(image)
+    def pyramid(self, image: Tensor) -> Pyramid:
+        """What all maps are made of: everything but the last smoothing and the heads."""
+        stride2, stride4, stride8, stride16 = self.encoder(image)
         x = self.smooth8(self.lateral8(stride8) + _upsample_exactly(self.lateral16(stride16), stride8))
-        x = self.lateral4(stride4) + _upsample_exactly(x, stride4)
+        return Pyramid(stride2, self.lateral4(stride4) + _upsample_exactly(x, stride4), stride16)
+
+    def maps(self, pyramid: Pyramid, read: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The coarse and the fine map, and the logits of reliability if the network has them."""
+        x = pyramid.stride4
         x = self.smooth4(x) if read is None else self.smooth4[1](_convolve_cells(self.smooth4[0], x, read))
-        maps = (self.coarse_head(stride16), self.fine_head(x))
+        maps = (self.coarse_head(pyramid.stride16), self.fine_head(x))
         return (*maps, self.reliability_head(x)) if self.has_reliability else maps
+
+    def scores(self, pyramid: Pyramid) -> Tensor:
+        """(B, 1, 2h, 2w) keypoint logits, one a pixel, of h x w cells at stride 2.
+
+        No gradient flows back from here: keypoints follow descriptors, not the other way round.
+        """
+        scores: Tensor = self.keypoint_head(pyramid.stride2.detach(), pyramid.stride4.detach())
+        return scores
+
+    def forward(self, image: Tensor, scores: bool = False) -> tuple[Tensor, ...]:
+        pyramid = self.pyramid(image)
+        maps = self.maps(pyramid)
+        return (*maps, self.scores(pyramid)) if scores else maps
+
+
+class KeypointHead(nn.Module):
+    """A keypoint logit for every pixel, from a light branch at stride 2.
+
+    The stem has seen every pixel and keeps what is small; the pyramid knows what it is part of. Four logits a cell are
+    the four pixels of it (Shi et al., CVPR 2016), so that the map is as fine as the image at a quarter of the cost.
+    """
+
+    def __init__(self, stem: int, context: int, width: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(stem, width, 1)
+        self.context = nn.Conv2d(context, width, 1, bias=False)
+        self.mix = nn.Sequential(
+            *(nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1)),
+            *(nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1)),
+            *(nn.ReLU(inplace=True), nn.Conv2d(width, 4, 1)),
+        )
+
+    def forward(self, stride2: Tensor, stride4: Tensor) -> Tensor:
+        x = self.stem(stride2)
+        return F.pixel_shuffle(self.mix(x + _upsample_exactly(self.context(stride4), x)), 2)
 
 
 def _reach(encoder: nn.Module) -> int:
@@ -227,6 +290,7 @@ def build_network(config: ModelConfig) -> nn.Module:
 
     It takes (B, 3, H, W) images as :func:`normalize_image` makes them, of any size, and returns the coarse
     (B, coarse_dim, ceil(H / 16), ceil(W / 16)) and the fine (B, fine_dim, ceil(H / 4), ceil(W / 4)) map, and with
-    ``config.reliability`` the (B, 1, ceil(H / 4), ceil(W / 4)) logits of it.
+    ``config.reliability`` the (B, 1, ceil(H / 4), ceil(W / 4)) logits of it. With ``config.keypoints`` it takes
+    ``scores=True`` and then returns (B, 1, 2 ceil(H / 2), 2 ceil(W / 2)) logits of keypoints too, one a pixel.
     """
     return CAPSNetwork(config) if config.architecture == "caps" else CompactNetwork(config)

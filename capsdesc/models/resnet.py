@@ -70,7 +70,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNetEncoder(nn.Module):
-    """Image to the outputs of layer1 (stride 4), layer2 (stride 8) and layer3 (stride 16).
+    """Image to the outputs of the stem (stride 2), layer1 (stride 4), layer2 (stride 8) and layer3 (stride 16).
 
     The stem is called ``firstconv`` and ``firstbn``, as in the official CAPS checkpoints; torchvision's ``conv1`` and
     ``bn1`` are renamed when ImageNet weights are read.
@@ -79,7 +79,7 @@ class ResNetEncoder(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         block = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
-        self.channels = tuple(width * block.expansion for width in (64, 128, 256))
+        self.channels = (64, *(width * block.expansion for width in (64, 128, 256)))
         self.firstconv = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.firstbn = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -94,9 +94,9 @@ class ResNetEncoder(nn.Module):
             layers.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3 = layers
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.maxpool(self.relu(self.firstbn(self.firstconv(image))))
-        stride4 = self.layer1(x)
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        stride2 = self.relu(self.firstbn(self.firstconv(image)))
+        stride4 = self.layer1(self.maxpool(stride2))
         stride8 = self.layer2(stride4)
         stride16 = self.layer3(stride8)
-        return stride4, stride8, stride16
+        return stride2, stride4, stride8, stride16

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from capsdesc.models.network import COARSE_STRIDE
 
 # Points are taken together within so many pixels along x and y, which needs some 1 GB.
 _TILE = 3072
+# Where keypoints are looked for, which needs more memory a pixel.
+_SEARCHED_TILE = 2048
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,3 +59,34 @@ def tiles(points: Tensor, image_size: tuple[int, int], reach: int) -> Iterator[T
         high = (((points[members].amax(0) + margin) / COARSE_STRIDE).ceil() * COARSE_STRIDE + 1).minimum(size)
         (left, top), (right, bottom) = low.long().tolist(), high.long().tolist()
         yield Tile((left, top), (right, bottom), members)
+
+
+def cover(image_size: tuple[int, int], reach: int) -> Iterator[tuple[Tile, tuple[int, int, int, int]]]:
+    """Parts of an image that together show all of it, each with what is around it within reach.
+
+    Args:
+        image_size: width and height.
+        reach: how many pixels to each side of a cell its features depend on.
+
+    Yields:
+        A tile without points, and left, top, right and bottom of the pixels of the image that are its own; every pixel
+        is one tile's own. Features of these are as in the whole image, and so are the scores around them.
+    """
+    margin = reach + COARSE_STRIDE
+    columns, rows = (_split(size) for size in image_size)
+    for top, bottom in rows:
+        for left, right in columns:
+            low = (max(0, (edge - margin) // COARSE_STRIDE * COARSE_STRIDE) for edge in (left, top))
+            high = (
+                min(size, -(-(edge + margin) // COARSE_STRIDE) * COARSE_STRIDE + 1)
+                for edge, size in zip((right, bottom), image_size, strict=True)
+            )
+            (x0, y0), (x1, y1) = low, high
+            yield Tile((x0, y0), (x1, y1), torch.empty(0, dtype=torch.int64)), (left, top, right, bottom)
+
+
+def _split(size: int) -> list[tuple[int, int]]:
+    """A line of so many pixels in nearly equal parts of at most a tile's edge."""
+    count = -(-size // _SEARCHED_TILE)
+    edges = [size * k // count for k in range(count + 1)]
+    return list(itertools.pairwise(edges))

@@ -24,7 +24,6 @@ from capsdesc.io.text import below, parse_json
 from capsdesc.pipelines.engine import MAX_THREADS, How, describe_images
 from capsdesc.pipelines.ray import describe_with_ray, import_ray
 from capsdesc.pipelines.stores import FeatureSink
-from capsdesc.weights.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +175,7 @@ def feature_settings(
     """All that features depend on beside their image, for JSON."""
     detector = type(extractor.detector)
     return {
-        "weights": fingerprint(extractor.config, extractor._network),
+        "weights": extractor.weights.fingerprint,
         # The text of an object that does not make its own holds its address, which no other run has.
         "detector": detector.__qualname__ if detector.__repr__ is object.__repr__ else repr(extractor.detector),
         "max_keypoints": int(max_keypoints),

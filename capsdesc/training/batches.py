@@ -79,5 +79,5 @@ def pair_features(
     images = torch.cat([batch.images0, batch.images1]).to(device, non_blocking=True)
     images = (images.float() / 255).contiguous(memory_format=training_format(device, dtype))
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        features = dense_features(network, config, images)
+        features = dense_features(network, config, images, scores=config.keypoints)
     return features.split(len(batch.images0))

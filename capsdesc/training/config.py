@@ -90,6 +90,8 @@ class TrainingConfig:
         check_numbers(self, "steps", "batch_size", "validate_every", "validation_pairs", "checkpoint_every", least=1)
         check_numbers(self, "seed", least=0)
         check_numbers(self, "ema", least=0, most=1)
+        if self.loss.keypoints and not self.model.keypoints:
+            raise ValueError("loss.keypoints has a weight, but model.keypoints is false: set both, or neither")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
 

@@ -24,7 +24,8 @@ from capsdesc.images import read_image
 from capsdesc.keypoints import SIFTDetector
 from capsdesc.training.augmentation import AugmentationConfig, augment
 from capsdesc.training.covisibility import find_pairs
-from capsdesc.training.losses import Supervision
+from capsdesc.training.keypoint_losses import CELL
+from capsdesc.training.supervision import Supervision
 from capsdesc.training.views import View, VirtualCamera, aim, random_homography, render_camera, render_homography
 from capsdesc.types import Array, PosedImage
 
@@ -99,7 +100,8 @@ class DataConfig:
 class TrainingPair:
     """One sample: two (3, h, w) uint8 views and, for N query points of the first, where they lie in the second.
 
-    The keypoints are those that a detector finds in each view; of the K rows the first ``detected`` are filled.
+    The keypoints are those that a detector finds in each view; of the K rows the first ``detected`` are filled. The
+    grids are those in which the network's own keypoints are drawn.
     """
 
     image0: Array
@@ -112,6 +114,7 @@ class TrainingPair:
     keypoints0: Array
     keypoints1: Array
     detected: tuple[int, int]
+    grids: Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,6 +149,7 @@ def collate(pairs: Sequence[TrainingPair]) -> Batch:
             keypoints1=stack("keypoints1", torch.float32),
             detected0=detected(0),
             detected1=detected(1),
+            grids=stack("grids", torch.int64),
         ),
     )
 
@@ -348,6 +352,7 @@ class PairDataset(Dataset[TrainingPair]):
             keypoints0=_padded(found[0], config.keypoints),
             keypoints1=_padded(found[1], config.keypoints),
             detected=(len(found[0]), len(found[1])),
+            grids=rng.integers(0, CELL, (2, 2)),
         )
 
 

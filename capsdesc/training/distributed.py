@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from capsdesc.models import DenseFeatures, FeatureMap
-from capsdesc.training.losses import Supervision
+from capsdesc.training.supervision import Supervision
 
 T = TypeVar("T")
 

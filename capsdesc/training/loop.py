@@ -137,7 +137,10 @@ def train(
                     picture = draw_answers(average.network, config, validation_pairs, device)
                     monitor.validation(step, result, picture)
             log.write(json.dumps(row) + "\n")
-            progress.set_postfix(loss=f"{parts['loss']:.4f}", px=f"{parts['median_px']:.1f}", refresh=False)
+            shown = {"loss": f"{parts['loss']:.4f}"}
+            if "median_px" in parts:
+                shown["px"] = f"{parts['median_px']:.1f}"
+            progress.set_postfix(shown, refresh=False)
             progress.update()
             out_of_time = max_minutes is not None and distributed.from_main(now - start_time > 60 * max_minutes)
             if is_main and (step % config.checkpoint_every == 0 or step == config.steps or out_of_time):

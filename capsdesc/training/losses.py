@@ -1,4 +1,4 @@
-"""The losses of the paper and two of our own.
+"""The losses of the paper and some of our own.
 
 The paper's are epipolar and cycle, weighted by the matcher's own certainty (section 3.1 and 3.2). Ours are about the
 descriptors themselves: in homography pairs right answers are known exactly, in posed ones up to a line.
@@ -16,6 +16,8 @@ from capsdesc.checks import check_numbers
 from capsdesc.describe.search import Correspondence, back_again, coarse_to_fine
 from capsdesc.models.maps import DenseFeatures
 from capsdesc.models.network import inverse_temperatures
+from capsdesc.training.keypoint_losses import keypoint_loss
+from capsdesc.training.supervision import Supervision, homogeneous, match_error, transfer
 
 # The network's logit of being found again is SHARPNESS times the calibrated one, less CAUTION: descriptors that square
 # the odds, and doubt every point a little, keep more unreliable points from matching.
@@ -38,6 +40,9 @@ class LossConfig:
         matching_radius: matches within this distance, in pixels, of the right place or the epipolar line are right.
         wrong_radius: matches farther than this are wrong; those between count as neither.
         reliability: weight of the loss on the network's guess which keypoints are found again, where it makes one.
+        keypoints: weight of the loss on the network's own keypoints, where it finds some. The paper has no such loss.
+        keypoint_sigma: how exactly two views should agree on a keypoint, in pixels.
+        keypoint_count: how many of the strongest keypoints of a view are matched, to rank them.
         max_epipolar_coarse: coarse matches farther than this share of the shorter edge from the line are left out.
         max_epipolar_fine: likewise fine matches.
         max_coarse_for_fine: fine matches whose coarse match is farther than this share from the line are left out.
@@ -55,6 +60,9 @@ class LossConfig:
     matching_radius: float = 3.0
     wrong_radius: float = 5.0
     reliability: float = 0.0
+    keypoints: float = 0.0
+    keypoint_sigma: float = 0.7
+    keypoint_count: int = 512
     max_epipolar_coarse: float = 0.5
     max_epipolar_fine: float = 0.5
     max_coarse_for_fine: float = 0.125
@@ -63,76 +71,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, least=0)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Supervision:
-    """What is known about where query points of image 0 lie in image 1.
-
-    Attributes:
-        points: (B, N, 2) query points in image 0, pixels.
-        valid: (B, N) bool; padding and points that cannot be seen in image 1 are False.
-        fundamental: (B, 3, 3) of unit norm, x1^T F x0 = 0; read where ``planar`` is False.
-        homography: (B, 3, 3), x1 ~ H x0; read where ``planar`` is True.
-        planar: (B,) bool; whether the pair is related by a homography and the exact place is known.
-        keypoints0: (B, K, 2) keypoints that a detector finds in image 0, pixels; K may be 0.
-        keypoints1: (B, K, 2) likewise in image 1.
-        detected0: (B, K) bool; False is padding.
-        detected1: (B, K) likewise of image 1.
-    """
-
-    points: Tensor
-    valid: Tensor
-    fundamental: Tensor
-    homography: Tensor
-    planar: Tensor
-    keypoints0: Tensor
-    keypoints1: Tensor
-    detected0: Tensor
-    detected1: Tensor
-
-    def to(self, device: torch.device | str) -> Supervision:
-        """The same on a device."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Supervision(**{name: value.to(device, non_blocking=True) for name, value in fields.items()})
-
-
-def homogeneous(points: Tensor) -> Tensor:
-    """(..., 2) to (..., 3) with a last coordinate of one."""
-    return F.pad(points, (0, 1), value=1.0)
-
-
-def epipolar_distance(points0: Tensor, points1: Tensor, fundamental: Tensor) -> Tensor:
-    """Distance of points in image 1 to the epipolar lines of points in image 0 (equation 1).
-
-    Args:
-        points0: (B, N, 2) pixels.
-        points1: (B, N, 2) pixels.
-        fundamental: (B, 3, 3), x1^T F x0 = 0.
-
-    Returns:
-        (B, N) distances in pixels.
-    """
-    lines = homogeneous(points0) @ fundamental.transpose(1, 2)
-    normals = lines[..., :2].norm(dim=-1).clamp_min(1e-12)
-    distances: Tensor = (homogeneous(points1) * lines).sum(-1).abs() / normals
-    return distances
-
-
-def transfer(points: Tensor, homography: Tensor) -> Tensor:
-    """(B, N, 2) points moved by (B, 3, 3) homographies; a point at infinity stays finite but far away."""
-    moved = homogeneous(points) @ homography.transpose(1, 2)
-    depth = moved[..., 2:]
-    return moved[..., :2] / torch.where(depth.abs() < 1e-8, torch.full_like(depth, 1e-8), depth)
-
-
-def match_error(points1: Tensor, supervision: Supervision) -> Tensor:
-    """(B, N) error of the answers (B, N, 2) in pixels: distance to the epipolar line, or to the known place."""
-    line = epipolar_distance(supervision.points, points1, supervision.fundamental)
-    if not bool(supervision.planar.any()):
-        return line
-    place = (points1 - transfer(supervision.points, supervision.homography)).norm(dim=-1)
-    return torch.where(supervision.planar[:, None], place, line)
+        check_numbers(self, "keypoint_sigma", least=0.1)
 
 
 def certainty_weighted_mean(errors: Tensor, std: Tensor, keep: Tensor) -> Tensor:
@@ -161,8 +100,35 @@ def caps_loss(
 
     Returns:
         Scalars: ``loss``, its unweighted parts by the names of the weights in ``config``, and ``median_px``, the median
-        error of the fine answers in pixels (no gradient).
+        error of the fine answers in pixels (no gradient). Where none of the paper's losses has a weight, they and
+        ``median_px`` are left out.
     """
+    parts = {}
+    if config.epipolar_coarse or config.epipolar_fine or config.cycle_coarse or config.cycle_fine:
+        parts = search_losses(network, features0, features1, supervision, config)
+    median = {name: parts.pop(name) for name in ("median_px",) if name in parts}
+    if config.contrastive:
+        parts["contrastive"] = contrastive_loss(features0, features1, supervision, config.contrastive_radius)
+    if config.matching:
+        parts["matching"] = matching_loss(features0, features1, supervision, config)
+    if config.reliability and features0.reliability is not None:
+        parts["reliability"] = reliability_loss(features0, features1, supervision, config.matching_radius)
+    if config.keypoints and features0.scores is not None:
+        parts["keypoints"] = keypoint_loss(
+            features0, features1, supervision, config.keypoint_sigma, config.keypoint_count, config.matching_radius
+        )
+    loss = torch.stack([getattr(config, name) * part for name, part in parts.items()]).sum()
+    return {"loss": loss, **parts, **median}
+
+
+def search_losses(
+    network: nn.Module,
+    features0: DenseFeatures,
+    features1: DenseFeatures,
+    supervision: Supervision,
+    config: LossConfig,
+) -> dict[str, Tensor]:
+    """The paper's losses on where the coarse-to-fine search finds the query points, by name, and ``median_px``."""
     points, valid = supervision.points, supervision.valid
     temperatures = inverse_temperatures(network)
     coarse, fine = coarse_to_fine(points, features0, features1, temperatures)
@@ -193,15 +159,8 @@ def caps_loss(
         "cycle_fine": (error_loop_fine, std_loop_fine, valid & (error_loop_fine < max_loop)),
     }
     parts = {name: certainty_weighted_mean(*term) / longer for name, term in terms.items()}
-    if config.contrastive:
-        parts["contrastive"] = contrastive_loss(features0, features1, supervision, config.contrastive_radius)
-    if config.matching:
-        parts["matching"] = matching_loss(features0, features1, supervision, config)
-    if config.reliability and features0.reliability is not None:
-        parts["reliability"] = reliability_loss(features0, features1, supervision, config.matching_radius)
-    loss = torch.stack([getattr(config, name) * part for name, part in parts.items()]).sum()
     median = error_fine.detach()[valid].median() if bool(valid.any()) else error_fine.new_tensor(torch.nan)
-    return {"loss": loss, **parts, "median_px": median}
+    return {**parts, "median_px": median}
 
 
 def contrastive_loss(

@@ -18,7 +18,7 @@ from capsdesc.models import inverse_temperatures
 from capsdesc.training.batches import network_dtype, pair_features
 from capsdesc.training.config import TrainingConfig
 from capsdesc.training.dataset import PairDataset, collate
-from capsdesc.training.losses import homogeneous
+from capsdesc.training.supervision import homogeneous
 from capsdesc.training.validation import Validation
 from capsdesc.types import Array, UInt8Array
 

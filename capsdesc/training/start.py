@@ -50,13 +50,20 @@ def starting_network(
         from_scratch: start from random parameters throughout instead.
 
     Raises:
-        ValueError: the weights or the encoder are of another network.
+        ValueError: the weights or the encoder are of another network; weights may lack the keypoint head that the
+            config asks for.
     """
     if from_scratch:
         return build_network(config)
     if encoder is None:
         resolved = resolve(weights)
         if resolved.config != config:
+            # A head for keypoints may be added to what can describe already.
+            if dataclasses.replace(resolved.config, keypoints=True) == config:
+                logger.info("starting from %s and a random keypoint head", resolved.source)
+                network = build_network(config)
+                network.load_state_dict(resolved.state_dict, strict=False)
+                return network
             raise ValueError(
                 f"the weights {resolved.source} are of another network than the config asks for: "
                 f"{resolved.config} is not {config}"

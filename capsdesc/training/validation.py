@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,17 +13,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from capsdesc.describe.search import coarse_to_fine
 from capsdesc.keypoints import SIFTDetector
+from capsdesc.keypoints.learned import peaks, refine, strongest
 from capsdesc.matching import match
 from capsdesc.models import DenseFeatures, inverse_temperatures
 from capsdesc.training import distributed
 from capsdesc.training.batches import load_batches, network_dtype, pair_features
 from capsdesc.training.config import TrainingConfig
-from capsdesc.training.dataset import Batch, PairDataset
-from capsdesc.training.losses import Supervision, match_error
+from capsdesc.training.dataset import PairDataset
+from capsdesc.training.supervision import Supervision, match_error
 
 # What counts as right, in pixels from the epipolar line.
 RIGHT_WITHIN = 3.0
-# SIFT keypoints that are matched per view at most.
+# Keypoints that are matched per view at most.
 KEYPOINTS = 1024
 
 
@@ -34,7 +36,8 @@ class Validation:
         median_px: median distance of the found places to their epipolar lines in pixels.
         surer_median_px: the same over the half of the query points with the smallest standard deviations.
         within_3px: share of query points found within 3 px of their line.
-        match_precision: share of the mutual nearest neighbours among SIFT keypoints that lie within 3 px of their line.
+        match_precision: share of the mutual nearest neighbours among keypoints that lie within 3 px of their line.
+            Keypoints are the network's own where it learns them, else SIFT's.
         matches: mutual nearest neighbours per pair.
         pairs: how many pairs were judged.
     """
@@ -82,7 +85,11 @@ def validate(
         _, fine = coarse_to_fine(supervision.points, features0, features1, inverse_temperatures(network))
         errors.append(match_error(fine.expected, supervision)[supervision.valid].cpu())
         stds.append(fine.std.square().mean(-1).sqrt()[supervision.valid].cpu())
-        match_errors.append(_match_errors(batch, features0, features1, supervision).cpu())
+        keypoints = [
+            [points.to(device) for points in _keypoints(images, features, own=config.loss.keypoints > 0)]
+            for images, features in ((batch.images0, features0), (batch.images1, features1))
+        ]
+        match_errors.append(_match_errors(keypoints, features0, features1, supervision).cpu())
     network.train(was_training)
     shares = distributed.from_all((torch.cat(errors), torch.cat(stds), torch.cat(match_errors)))
     error, std, match_errors_of_all = (torch.cat(parts) for parts in zip(*shares, strict=True))
@@ -98,12 +105,11 @@ def validate(
     )
 
 
-def _match_errors(batch: Batch, features0: DenseFeatures, features1: DenseFeatures, supervision: Supervision) -> Tensor:
-    """Errors in pixels of the mutual nearest neighbours among the SIFT keypoints of each pair, in one row."""
-    keypoints0, keypoints1 = (
-        [_sift_keypoints(image).to(supervision.points.device) for image in images]
-        for images in (batch.images0, batch.images1)
-    )
+def _match_errors(
+    keypoints: Sequence[list[Tensor]], features0: DenseFeatures, features1: DenseFeatures, supervision: Supervision
+) -> Tensor:
+    """Errors in pixels of the mutual nearest neighbours among the keypoints of the first and the second images."""
+    keypoints0, keypoints1 = keypoints
     points0, points1 = (pad_sequence(keypoints, batch_first=True) for keypoints in (keypoints0, keypoints1))
     descriptors0, descriptors1 = features0.describe(points0), features1.describe(points1)
     partners = torch.zeros_like(points0)
@@ -115,7 +121,10 @@ def _match_errors(batch: Batch, features0: DenseFeatures, features1: DenseFeatur
     return match_error(partners, dataclasses.replace(supervision, points=points0))[matched]
 
 
-def _sift_keypoints(image: Tensor) -> Tensor:
-    """(N, 2) pixels of a (3, h, w) uint8 image's keypoints."""
-    rgb = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    return torch.as_tensor(SIFTDetector().detect(rgb, KEYPOINTS).points)
+def _keypoints(images: Tensor, features: DenseFeatures, own: bool) -> list[Tensor]:
+    """(N, 2) pixels of the keypoints of each of (B, 3, h, w) uint8 images."""
+    if own and features.scores is not None:
+        maps = features.scores.values[:, 0]
+        return [refine(scores, strongest(scores, peaks(scores), KEYPOINTS)) for scores in maps]
+    pictures = (np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in images)
+    return [torch.as_tensor(SIFTDetector().detect(picture, KEYPOINTS).points) for picture in pictures]

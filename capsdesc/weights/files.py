@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import re
 import zipfile
@@ -45,6 +46,15 @@ class Weights:
     config: ModelConfig
     state_dict: dict[str, Tensor]
     source: str
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of config and tensors, whatever file they came from and in whatever precision it stores them."""
+        digest = hashlib.sha256(self.config.to_json().encode())
+        for name, tensor in sorted(self.state_dict.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def build(self) -> nn.Module:
         """The network with these weights: float32, on the CPU, in eval mode; it shares no memory with them.

@@ -376,7 +376,8 @@ def whole_and_parts(caps: CAPSExtractor, image: Pixels, points: Array) -> tuple[
     """Descriptors from maps of the whole image and from its parts, and the shapes of these parts."""
     shapes: list[torch.Size] = []
     whole = caps.dense(image).describe(torch.from_numpy(points)[None])[0].numpy()
-    with caps._network.register_forward_pre_hook(lambda network, inputs: shapes.append(inputs[0].shape[2:])):
+    first = next(layer for layer in caps._seeing.network.modules() if isinstance(layer, torch.nn.Conv2d))
+    with first.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[2:])):
         return whole, described(caps, image, points), shapes
 
 

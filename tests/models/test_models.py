@@ -413,7 +413,7 @@ def test_single_cells_are_those_of_the_whole_maps(config: ModelConfig, size: tup
     read[[0, 0, -1, -1], [0, -1, 0, -1]] = True
     with torch.no_grad():
         coarse, *maps = network(image)
-        same, *cells = network(image, read)
+        same, *cells = network.maps(network.pyramid(image), read)  # type: ignore[operator]
     torch.testing.assert_close(same, coarse)
     assert len(maps) == len(cells) == 1 + config.reliability
     for values, whole in zip(cells, maps, strict=True):
@@ -447,12 +447,12 @@ def test_encoder_channels() -> None:
         resnets = {name: ResNetEncoder(name) for name in BLOCKS}
         lites = {name: EfficientNetLiteEncoder(f"efficientnet_{name}") for name in ("lite0", "lite1", "lite2")}
     for name, resnet in resnets.items():
-        assert resnet.channels == ((64, 128, 256) if name in ("resnet18", "resnet34") else (256, 512, 1024))
+        assert resnet.channels == ((64, 64, 128, 256) if name in ("resnet18", "resnet34") else (64, 256, 512, 1024))
     # Tan and Le, 2019: width 1.0 and 1.1, depth 1.0, 1.1 and 1.2, rounded as TensorFlow's code does.
     assert {name: lite.channels for name, lite in lites.items()} == {
-        "lite0": (24, 40, 112),
-        "lite1": (24, 40, 112),
-        "lite2": (24, 48, 120),
+        "lite0": (16, 24, 40, 112),
+        "lite1": (16, 24, 40, 112),
+        "lite2": (16, 24, 48, 120),
     }
     assert {name: len(lite._blocks) for name, lite in lites.items()} == {"lite0": 11, "lite1": 15, "lite2": 15}
 
@@ -462,7 +462,7 @@ def test_encoder_maps_have_the_channels_it_states(encoder: ResNetEncoder | Effic
     with torch.inference_mode():
         maps = encoder.eval()(torch.zeros(1, 3, 32, 48))
     assert [tuple(m.shape[1:]) for m in maps] == [
-        (channels, 32 // stride, 48 // stride) for channels, stride in zip(encoder.channels, (4, 8, 16), strict=True)
+        (channels, 32 // stride, 48 // stride) for channels, stride in zip(encoder.channels, (2, 4, 8, 16), strict=True)
     ]
 
 

@@ -17,10 +17,12 @@ from capsdesc.training.batches import load_batches
 from capsdesc.training.config import TrainingConfig
 from capsdesc.training.dataset import DataConfig, PairDataset
 from capsdesc.training.loop import train, training_step
+from capsdesc.training.losses import LossConfig
 from capsdesc.training.start import read_scenes
 
 CONFIG = TrainingConfig(
-    model=ModelConfig(encoder="resnet18", decoder_dim=16, coarse_dim=16, fine_dim=16),
+    model=ModelConfig(encoder="resnet18", decoder_dim=16, coarse_dim=16, fine_dim=16, keypoints=True),
+    loss=LossConfig(keypoints=0.5),
     data=DataConfig(width=64, height=48, queries=20, keypoints=20, augmentation=None),
     steps=4,
     batch_size=2,
@@ -43,8 +45,8 @@ class DoubleNetwork(CompactNetwork):
         super().__init__(CONFIG.model)
         self.double()
 
-    def forward(self, image: Tensor, read: Tensor | None = None) -> tuple[Tensor, ...]:
-        return super().forward(image.double(), read)
+    def forward(self, image: Tensor, scores: bool = False) -> tuple[Tensor, ...]:
+        return super().forward(image.double(), scores)
 
 
 def run(scene: Path, out: Path, *, max_minutes: float | None = None) -> None:

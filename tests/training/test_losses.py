@@ -18,16 +18,13 @@ from capsdesc.geometry import fundamental_from_pose
 from capsdesc.models import DenseFeatures, FeatureMap
 from capsdesc.training.losses import (
     LossConfig,
-    Supervision,
     caps_loss,
     certainty_weighted_mean,
     contrastive_loss,
-    epipolar_distance,
-    match_error,
     matching_loss,
     reliability_loss,
-    transfer,
 )
+from capsdesc.training.supervision import Supervision, epipolar_distance, match_error, transfer
 
 Array = npt.NDArray[Any]
 Terms = dict[str, tuple[Array, Array, Array]]
@@ -95,6 +92,7 @@ def random_case(count: int = 25) -> Case:
         keypoints1=random_pixels(SIZE, 30, images=3).flip(1),
         detected0=torch.arange(30).expand(3, -1) < torch.tensor([[30], [25], [29]]),
         detected1=torch.arange(30).expand(3, -1) < torch.tensor([[28], [30], [27]]),
+        grids=torch.arange(12).view(3, 2, 2) % 8,
     )
     return Case(maps0, (maps1[0], maps1[1]), supervision)
 
@@ -282,7 +280,7 @@ def test_weights_of_the_config_weigh_the_parts() -> None:
 @pytest.mark.parametrize("limit", ["max_cycle", "max_cycle_px"])
 def test_loops_are_limited_by_edge_and_by_pixels(limit: str) -> None:
     case = random_case()
-    loose = {"max_cycle": 10.0, "max_cycle_px": 1e6}
+    loose: dict[str, Any] = {"max_cycle": 10.0, "max_cycle_px": 1e6}
     tight = LossConfig(**{**loose, limit: 5.0 if limit == "max_cycle_px" else 5.0 / min(SIZE)})
     terms = numpy_terms(case)
     for name in ("cycle_coarse", "cycle_fine"):
@@ -432,6 +430,7 @@ def plane_scene(size: tuple[int, int]) -> tuple[DenseFeatures, DenseFeatures, Su
         keypoints1=torch.zeros(1, 0, 2),
         detected0=torch.zeros(1, 0, dtype=torch.bool),
         detected1=torch.zeros(1, 0, dtype=torch.bool),
+        grids=torch.zeros(1, 2, 2, dtype=torch.int64),
     )
     first, second = (DenseFeatures(coarse, fine, size, normalized=False) for coarse, fine in maps)
     return first, second, supervision

@@ -551,7 +551,7 @@ def test_unfolding_batch_norm(tmp_path: Path) -> None:
     other = normalize_image(torch.rand(2, 3, 49, 70))
     with torch.inference_mode():
         found = encoder.eval()(other)
-    for one, expected in zip(found, folded_maps(folded, other), strict=True):
+    for one, expected in zip(found[1:], folded_maps(folded, other), strict=True):
         torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4)
     # Its statistics are those of the images: in training mode, which takes the batch's own, the function is the same.
     with torch.inference_mode():

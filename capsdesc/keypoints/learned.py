@@ -1,0 +1,66 @@
+"""Keypoints out of a network's score map: strongest first, at most so many, between the pixels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Keypoints are the largest within so many pixels to each side along x and y, and placed by as many.
+RADIUS = 2
+# No keypoint is so close to the border of an image: half of what it looks like is not there.
+BORDER = 4
+
+
+def peaks(scores: Tensor, radius: int = RADIUS, border: int = BORDER) -> Tensor:
+    """The pixels of an (H, W) score map that are larger than what is around them.
+
+    Args:
+        scores: logits, one a pixel.
+        radius: how many pixels to each side a peak must be the largest of. Where all of them are equal, none is.
+        border: no peak is so close to the border.
+
+    Returns:
+        (N, 2) int64 x, y, row by row.
+    """
+    largest, smallest = (_largest_around(values, radius) for values in (scores, -scores))
+    found = (scores == largest) & (largest > -smallest)
+    found[:border] = found[len(found) - min(border, len(found)) :] = False
+    found[:, :border] = found[:, found.shape[1] - min(border, found.shape[1]) :] = False
+    rows, columns = found.nonzero(as_tuple=True)
+    return torch.stack([columns, rows], dim=-1)
+
+
+def strongest(scores: Tensor, pixels: Tensor, count: int) -> Tensor:
+    """At most ``count`` of (N, 2) pixels, in the order of their (H, W) scores; of equal ones the first come first."""
+    columns, rows = pixels.unbind(-1)
+    order = scores[rows, columns].argsort(descending=True, stable=True)
+    return pixels[order[:count]]
+
+
+def refine(scores: Tensor, pixels: Tensor, radius: int = RADIUS) -> Tensor:
+    """Positions between pixels: the mean of the pixels around a peak, weighted by the softmax of their logits.
+
+    Args:
+        scores: (H, W) logits.
+        pixels: (N, 2) int64 x, y.
+        radius: how many pixels to each side count.
+
+    Returns:
+        (N, 2) float32 x, y, at most ``radius`` away along each axis; it has the gradient of the scores.
+    """
+    steps = torch.arange(-radius, radius + 1, device=scores.device)
+    offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).view(-1, 2)
+    around = pixels[:, None] + offsets
+    last = around.new_tensor([scores.shape[1] - 1, scores.shape[0] - 1])
+    inside = ((around >= 0) & (around <= last)).all(-1)
+    columns, rows = torch.where(inside[..., None], around, pixels[:, None]).unbind(-1)
+    logits = scores[rows, columns].masked_fill(~inside, -torch.inf)
+    return pixels + logits.softmax(-1) @ offsets.to(scores.dtype)
+
+
+def _largest_around(values: Tensor, radius: int) -> Tensor:
+    """The largest of (H, W) values within ``radius`` along both axes."""
+    size = 2 * radius + 1
+    rows = F.max_pool2d(values[None], (1, size), 1, (0, radius))
+    return F.max_pool2d(rows, (size, 1), 1, (radius, 0))[0]
