@@ -172,7 +172,7 @@ def _find_in_tile(
     allowed: Callable[[Tensor], Tensor] | None,
 ) -> Seen:
     """The strongest keypoints of the pixels that are a tile's own, in the coordinates of the whole image."""
-    pixels = peaks(scores, border=0)
+    pixels = peaks(scores[0], border=0)
     origin = pixels.new_tensor(tile.origin)
     low, high = pixels.new_tensor(own[:2]), pixels.new_tensor(own[2:])
     # Borders are those of the image, not of the tile.
@@ -181,9 +181,9 @@ def _find_in_tile(
     pixels = pixels[((placed >= low) & (placed < high)).all(-1)]
     if allowed is not None:
         pixels = pixels[allowed(refine(scores, pixels) + origin)]
-    pixels = strongest(scores, pixels, count)
+    pixels = strongest(scores[0], pixels, count)
     points = refine(scores, pixels) + origin
-    return Seen(points, scores[pixels[:, 1], pixels[:, 0]].sigmoid())
+    return Seen(points, scores[0, pixels[:, 1], pixels[:, 0]].sigmoid())
 
 
 def _batch(image: Tensor) -> Tensor:

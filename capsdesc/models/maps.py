@@ -92,7 +92,8 @@ class DenseFeatures:
         image_size: width and height in pixels that the maps' pixel coordinates refer to.
         normalized: whether features and descriptors have unit length.
         reliability: (B, 1, h, w) logits of a point's being found again, or None.
-        scores: (B, 1, H, W) logits of a pixel's being a keypoint, or None.
+        scores: (B, 3, H, W) logits of a pixel's being a keypoint, and how far to the right and down it is then shifted,
+            see :func:`capsdesc.keypoints.learned.refine`; or None.
     """
 
     coarse: FeatureMap
@@ -216,10 +217,10 @@ class SeenImage:
         return cls(parts, config, (width, height), parts.pyramid(normalize_image(image)))
 
     def scores(self) -> Tensor:
-        """(H, W) float32 logits of each pixel's being a keypoint; the config must have keypoints."""
+        """(3, H, W) float32, see :class:`DenseFeatures`; the config must have keypoints."""
         width, height = self.image_size
         scores = cast("CompactNetwork", self.network).scores(self.pyramid)
-        return scores[0, 0, :height, :width].float()
+        return scores[0, :, :height, :width].float()
 
     def describe(self, points: Tensor, *, reliability: bool) -> Tensor:
         """(N, D) descriptors at (N, 2) pixels; only the cells that they need are computed, where that saves time.

@@ -173,7 +173,7 @@ class CompactNetwork(nn.Module):
         return (*maps, self.reliability_head(x)) if self.has_reliability else maps
 
     def scores(self, pyramid: Pyramid) -> Tensor:
-        """(B, 1, 2h, 2w) keypoint logits, one a pixel, of h x w cells at stride 2.
+        """(B, 3, 2h, 2w) of h x w cells at stride 2: each pixel's keypoint logit and its shift along x and y.
 
         No gradient flows back from here: keypoints follow descriptors, not the other way round.
         """
@@ -187,25 +187,25 @@ class CompactNetwork(nn.Module):
 
 
 class KeypointHead(nn.Module):
-    """A keypoint logit for every pixel, from a light branch at stride 2.
+    """For every pixel a keypoint logit and where, beside its centre, the keypoint is; a light branch at stride 2.
 
-    The stem has seen every pixel and keeps what is small; the pyramid knows what it is part of. Four logits a cell are
-    the four pixels of it (Shi et al., CVPR 2016), so that the map is as fine as the image at a quarter of the cost.
+    The stem has seen every pixel and keeps what is small; the pyramid knows what it is part of. Each cell answers for
+    its four pixels (Shi et al., CVPR 2016), so that the map is as fine as the image at a quarter of the cost.
     """
 
     def __init__(self, stem: int, context: int, width: int = 32) -> None:
         super().__init__()
         self.stem = nn.Conv2d(stem, width, 1)
-        self.context = nn.Conv2d(context, width, 1, bias=False)
-        self.mix = nn.Sequential(
-            *(nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1)),
-            *(nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1)),
-            *(nn.ReLU(inplace=True), nn.Conv2d(width, 4, 1)),
-        )
+        self.context = nn.Conv2d(context, 4 * width, 1, bias=False)
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
+        self.answer = nn.Conv2d(width, 4 * 3, 3, padding=1)
 
     def forward(self, stride2: Tensor, stride4: Tensor) -> Tensor:
-        x = self.stem(stride2)
-        return F.pixel_shuffle(self.mix(x + _upsample_exactly(self.context(stride4), x)), 2)
+        height, width = stride2.shape[-2:]
+        context = F.pixel_shuffle(self.context(stride4), 2)[..., :height, :width]
+        x = F.relu(self.mix(F.relu(self.stem(stride2) + context)))
+        answers = F.pixel_shuffle(self.answer(x), 2)
+        return torch.cat([answers[:, :1], answers[:, 1:].tanh()], dim=1)
 
 
 def _reach(encoder: nn.Module) -> int:
@@ -291,6 +291,6 @@ def build_network(config: ModelConfig) -> nn.Module:
     It takes (B, 3, H, W) images as :func:`normalize_image` makes them, of any size, and returns the coarse
     (B, coarse_dim, ceil(H / 16), ceil(W / 16)) and the fine (B, fine_dim, ceil(H / 4), ceil(W / 4)) map, and with
     ``config.reliability`` the (B, 1, ceil(H / 4), ceil(W / 4)) logits of it. With ``config.keypoints`` it takes
-    ``scores=True`` and then returns (B, 1, 2 ceil(H / 2), 2 ceil(W / 2)) logits of keypoints too, one a pixel.
+    ``scores=True`` and then returns (B, 3, 2 ceil(H / 2), 2 ceil(W / 2)) answers of its keypoint head too.
     """
     return CAPSNetwork(config) if config.architecture == "caps" else CompactNetwork(config)

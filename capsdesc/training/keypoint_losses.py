@@ -55,7 +55,7 @@ def keypoint_loss(
     """
     if features0.scores is None or features1.scores is None:
         raise ValueError("the keypoint loss needs a network that finds keypoints: set model.keypoints")
-    scores = (features0.scores.values, features1.scores.values)
+    scores = (features0.scores.values[:, :1], features1.scores.values[:, :1])
     planar = supervision.planar
     agreement = scores[0].sum() * 0  # where there is nothing to learn from, that still is a loss
     if bool(planar.any()):
@@ -202,12 +202,12 @@ class _Keypoints:
 def _keypoints(features: DenseFeatures, image: int, count: int) -> _Keypoints:
     """The strongest keypoints of one image of several."""
     assert features.scores is not None
-    scores = features.scores.values[image, 0]
+    scores = features.scores.values[image]
     with torch.no_grad():
-        pixels = strongest(scores, peaks(scores), count)
+        pixels = strongest(scores[0], peaks(scores[0]), count)
     points = refine(scores, pixels)
     with torch.no_grad():
         _, after = features.without_reliability().split(image)
         one, _ = after.split(1)
         descriptors = one.describe(points[None])[0]
-    return _Keypoints(points, scores[pixels[:, 1], pixels[:, 0]], descriptors)
+    return _Keypoints(points, scores[0, pixels[:, 1], pixels[:, 0]], descriptors)

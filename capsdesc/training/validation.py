@@ -124,7 +124,7 @@ def _match_errors(
 def _keypoints(images: Tensor, features: DenseFeatures, own: bool) -> list[Tensor]:
     """(N, 2) pixels of the keypoints of each of (B, 3, h, w) uint8 images."""
     if own and features.scores is not None:
-        maps = features.scores.values[:, 0]
-        return [refine(scores, strongest(scores, peaks(scores), KEYPOINTS)) for scores in maps]
+        maps = features.scores.values
+        return [refine(scores, strongest(scores[0], peaks(scores[0]), KEYPOINTS)) for scores in maps]
     pictures = (np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in images)
     return [torch.as_tensor(SIFTDetector().detect(picture, KEYPOINTS).points) for picture in pictures]

@@ -46,10 +46,11 @@ def test_the_strongest_come_first_and_equal_ones_in_their_order() -> None:
     assert len(strongest(scores, pixels[:0], 7)) == 0
 
 
-def test_positions_between_pixels_are_means_weighted_by_the_softmax() -> None:
+def test_positions_between_pixels_are_means_weighted_by_the_softmax_and_shifted() -> None:
     scores = 3 * random_scores(30, 40, seed=1)
+    shifts = torch.stack([random_scores(30, 40, seed=2), random_scores(30, 40, seed=3)]).tanh()
     pixels = torch.tensor([[0, 0], [39, 29], [20, 11], [7, 28]])
-    found = refine(scores, pixels).numpy()
+    found = refine(torch.cat([scores[None], shifts]), pixels).numpy()
     for (x, y), point in zip(pixels.tolist(), found, strict=True):
         around = [
             (column, row)
@@ -57,7 +58,8 @@ def test_positions_between_pixels_are_means_weighted_by_the_softmax() -> None:
             for column in range(max(0, x - RADIUS), min(40, x + RADIUS + 1))
         ]
         weights = np.exp([float(scores[row, column]) for column, row in around])
-        np.testing.assert_allclose(point, weights @ np.array(around) / weights.sum(), rtol=1e-5)
+        expected = weights @ np.array(around) / weights.sum() + shifts[:, y, x].numpy()
+        np.testing.assert_allclose(point, expected, rtol=1e-5)
 
 
 def test_the_top_of_a_hill_is_found_between_pixels() -> None:
@@ -66,10 +68,11 @@ def test_the_top_of_a_hill_is_found_between_pixels() -> None:
         # Logits of a Gaussian narrower than the window.
         hill = torch.from_numpy(-((x - top[0]) ** 2 + (y - top[1]) ** 2) / (2 * 0.6**2)).float()
         (pixel,) = peaks(hill)
-        np.testing.assert_allclose(refine(hill, pixel[None])[0].numpy(), top, atol=0.02)
+        unshifted = torch.stack([hill, torch.zeros_like(hill), torch.zeros_like(hill)])
+        np.testing.assert_allclose(refine(unshifted, pixel[None])[0].numpy(), top, atol=0.02)
 
 
 def test_positions_have_the_gradient_of_the_scores() -> None:
-    scores = random_scores(12, 12).double().requires_grad_()
+    scores = torch.stack([random_scores(12, 12, seed) for seed in range(3)]).double().requires_grad_()
     pixels = torch.tensor([[5, 6], [0, 11]])
     assert torch.autograd.gradcheck(lambda values: refine(values, pixels), scores)

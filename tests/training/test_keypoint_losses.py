@@ -135,8 +135,9 @@ def supervision(pairs: int, planar: list[bool], shift: tuple[float, float] = (0.
 
 
 def features(scores: Tensor, seed: int = 0) -> DenseFeatures:
-    """Maps with these scores and descriptors that tell all pixels apart."""
+    """Maps with these logits, no shifts, and descriptors that tell all pixels apart."""
     images, _, height, width = scores.shape
+    scores = torch.cat([scores, torch.zeros(images, 2, height, width)], dim=1)
     generator = torch.Generator().manual_seed(seed)
     maps = torch.randn(1, 32, height, width, generator=generator).expand(images, -1, -1, -1)
     return DenseFeatures(

@@ -863,6 +863,30 @@ def test_one_part_alone_is_trained_and_all_else_stays(
     before, after = (load_file(folder / "model.safetensors") for folder in (finished_run, out))
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"reliability_head"}
 
+    # A head that the weights do not have begins at random.
+    paper = [f"loss.{name}=0" for name in ("epipolar_coarse", "epipolar_fine", "cycle_coarse", "cycle_fine")]
+    paper += [f"loss.{name}=0" for name in ("contrastive", "matching", "reliability")]
+    command = arguments(
+        truth.folder,
+        tmp_path / "head",
+        "optimizer.only=keypoint_head",
+        "model.keypoints=true",
+        "loss.keypoints=1",
+        *paper,
+    )
+    command.remove("--from-scratch")
+    assert main([*command, "--weights", str(finished_run)]) == 0
+    after = load_file(tmp_path / "head" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {name.split(".")[0] for name in after if name not in before} == {"keypoint_head"}
+    assert set(log_rows(tmp_path / "head")[1]) - {"validation"} == {"step", "loss", "keypoints"}
+    command[command.index("-o") + 1] = str(tmp_path / "stopped")
+    for limit in (["--max-minutes", "0"], []):
+        assert main([*command, "--weights", str(finished_run), *limit]) == 0
+    assert_same_run(tmp_path / "stopped", tmp_path / "head")
+
+    command = arguments(truth.folder, tmp_path / "other", "loss.keypoints=1")
+    assert "model.keypoints is false" in fails(command, capsys)
     command = arguments(truth.folder, tmp_path / "other", "optimizer.only=tail")
     assert "optimizer.only is 'tail'; expected a part of the network: encoder" in fails(command, capsys)
 

@@ -556,7 +556,7 @@ def test_unfolding_batch_norm(tmp_path: Path) -> None:
     # Its statistics are those of the images: in training mode, which takes the batch's own, the function is the same.
     with torch.inference_mode():
         trained = encoder.train()(normalize_image(images))
-    for one, expected in zip(trained, folded_maps(folded, normalize_image(images)), strict=True):
+    for one, expected in zip(trained[1:], folded_maps(folded, normalize_image(images)), strict=True):
         torch.testing.assert_close(one, expected, rtol=1e-3, atol=1e-3)
 
     ours = {key.replace("conv1.", "firstconv.") if key.startswith("conv1.") else key: t for key, t in folded.items()}
