@@ -1,11 +1,9 @@
-"""Images in: every accepted form of an image, as 8-bit RGB, as a float tensor or as grey."""
+"""Every accepted form of an image as 8-bit RGB, as a float tensor or as grey."""
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 import cv2
@@ -14,21 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from capsdesc.images.files import check_size, read_image, repeat_grey, size_of_file, to_8_bits
 from capsdesc.types import UInt8Array
 
 if TYPE_CHECKING:
     import PIL.Image
 
-logger = logging.getLogger(__name__)
-
 ImageLike: TypeAlias = "str | os.PathLike[str] | npt.NDArray[np.uint8] | PIL.Image.Image | Tensor"
 """A path, an (H, W, 3) RGB or (H, W) grey uint8 array, a PIL image, or a (3, H, W) RGB float tensor in 0..1."""
-
-IMAGE_SUFFIXES = (
-    *(".bmp", ".dib", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".ras", ".sr"),
-    *(".tif", ".tiff", ".webp"),
-)
-"""Endings, in small letters, by which image files are found in folders: those of formats that every OpenCV reads."""
 
 # How far resizing and colour transforms may leave 0..1 by rounding; beyond it the values are on another scale.
 _UNIT_TOLERANCE = 1e-3
@@ -38,89 +29,6 @@ _TO_UINT8 = {
     "u": "np.rint(image / 257).astype(np.uint8) for the full 16-bit range",
     "f": "np.rint(image * 255).astype(np.uint8) for values in 0..1",
 }
-
-
-def read_image(path: str | os.PathLike[str]) -> UInt8Array:
-    """Read an image file as 8-bit RGB.
-
-    Pixels come as they are stored: EXIF orientation is ignored, as COLMAP, hloc and ``PIL.Image.open`` ignore it, so
-    keypoints agree with the cameras those tools estimate. 16-bit files are scaled to 8 bits (65535 becomes 255), alpha
-    is dropped without blending, and grey is repeated over the three channels.
-
-    Args:
-        path: A file in any format OpenCV decodes.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        FileNotFoundError: Nothing is at ``path``.
-        ValueError: ``path`` is a folder, or a file that is truncated, no image, or neither 8-bit nor 16-bit.
-    """
-    name = os.fspath(path)
-    if Path(path).is_dir():
-        raise ValueError(f"cannot read {name!r} as an image: it is a folder")
-    try:
-        # OpenCV's own reading of files fails on Windows where a path is not ASCII.
-        data = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no image file at {name!r}") from error
-    if not data:
-        raise ValueError(f"cannot read {name!r} as an image: the file is empty")
-    if data.startswith(b"\xff\xd8") and not _jpeg_is_whole(data):
-        raise ValueError(f"cannot read {name!r} as an image: the JPEG file is truncated")
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise ValueError(f"cannot read {name!r} as an image: {error}") from error
-    if pixels is None:
-        raise ValueError(f"cannot read {name!r} as an image: it is truncated or in no format OpenCV decodes")
-    if pixels.dtype == np.uint16:
-        pixels = _to_8_bits(pixels)
-    if pixels.dtype != np.uint8:
-        raise ValueError(f"{name!r} holds {pixels.dtype} pixels; an 8-bit or a 16-bit unsigned image is expected")
-    if pixels.ndim == 2:
-        return _repeat_grey(cast(UInt8Array, pixels))
-    return cast(UInt8Array, cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_BGR2RGB))
-
-
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Image files anywhere under a folder, by name; no hidden ones.
-
-    Among the hidden are those that a killed program left half written, and what macOS writes beside a file. Links to
-    folders are followed, but no folder is searched twice: of several ways to it, one without links counts, or else the
-    first by name.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: There is no image in it.
-    """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"no folder {os.fspath(folder)!r}")
-    found, searched = [], set()
-    links = [Path(folder)]
-    while links:
-        # What links lead to waits until all that lies here is known.
-        left = [links.pop(0)]
-        while left:
-            current = left.pop()
-            real = os.path.realpath(current)
-            if real in searched:
-                continue
-            searched.add(real)
-            try:
-                entries = sorted(current.iterdir())
-            except PermissionError as error:
-                logger.warning("left out the folder %s: %s", current, error.strerror)
-                continue
-            for path in entries:
-                if path.is_dir():
-                    (links if path.is_symlink() else left).append(path)
-                elif path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
-                    found.append(path)
-    if not found:
-        raise ValueError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in {os.fspath(folder)!r}")
-    return sorted(found)
 
 
 def to_rgb(image: ImageLike, *, name: str = "image") -> UInt8Array:
@@ -144,7 +52,7 @@ def to_rgb(image: ImageLike, *, name: str = "image") -> UInt8Array:
         return read_image(image)
     if isinstance(image, np.ndarray):
         _check_array(image, name)
-        return image if image.ndim == 3 else _repeat_grey(image)
+        return image if image.ndim == 3 else repeat_grey(image)
     if isinstance(image, Tensor):
         rgb = (_unit_tensor(image, name) * 255).round().byte().permute(1, 2, 0)
         return cast(UInt8Array, rgb.contiguous().cpu().numpy())
@@ -192,10 +100,10 @@ def to_gray(image: ImageLike, *, name: str = "image") -> UInt8Array:
 
 
 def image_size(image: ImageLike, *, name: str = "image") -> tuple[int, int]:
-    """Width and height in pixels. Only a path costs more than a look at the shape: its file is decoded.
+    """Width and height in pixels. Nothing is decoded: of a file, the header is read.
 
     Args:
-        image: As for :func:`to_rgb`. The values of a tensor are not looked at.
+        image: As for :func:`to_rgb`. The values of a tensor are not looked at, nor the pixels of a file.
         name: What error messages call the image.
 
     Returns:
@@ -205,7 +113,7 @@ def image_size(image: ImageLike, *, name: str = "image") -> tuple[int, int]:
         FileNotFoundError, TypeError, ValueError: As :func:`to_rgb`.
     """
     if isinstance(image, str | os.PathLike):
-        height, width = read_image(image).shape[:2]
+        width, height = size_of_file(image)
     elif isinstance(image, np.ndarray):
         _check_array(image, name)
         height, width = image.shape[:2]
@@ -220,31 +128,6 @@ def image_size(image: ImageLike, *, name: str = "image") -> tuple[int, int]:
     return width, height
 
 
-def _jpeg_is_whole(data: bytes) -> bool:
-    """Whether the first scan of a JPEG file is followed by an end-of-image marker.
-
-    Older OpenCV decodes a truncated JPEG to an image whose rest is grey. The header is walked segment by segment
-    because a thumbnail in it has an end-of-image marker of its own.
-    """
-    start_of_scan, fill = 0xDA, 0xFF
-    position = 2
-    while position + 3 < len(data) and data[position + 1] != start_of_scan:
-        if data[position + 1] == fill:
-            position += 1
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return data.find(b"\xff\xd9", position) >= 0
-
-
-def _to_8_bits(pixels: npt.NDArray[Any]) -> UInt8Array:
-    """0..65535 to 0..255, rounded to nearest."""
-    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _repeat_grey(gray: UInt8Array) -> UInt8Array:
-    return np.repeat(gray[..., None], 3, axis=2)
-
-
 def _is_pil(image: object) -> TypeGuard[PIL.Image.Image]:
     # Whoever holds a PIL image has imported PIL; so it stays an optional dependency.
     module = sys.modules.get("PIL.Image")
@@ -256,6 +139,7 @@ def _pil_to_rgb(image: PIL.Image.Image, name: str) -> UInt8Array:
     if image.mode == "F":
         raise ValueError(f"{name} is a PIL image of mode 'F', whose range is not known; convert it to 'L' or 'RGB'")
     try:
+        check_size(image.width, image.height)
         if not image.mode.startswith("I"):
             return np.array(image.convert("RGB"))
         pixels = np.asarray(image)
@@ -266,7 +150,7 @@ def _pil_to_rgb(image: PIL.Image.Image, name: str) -> UInt8Array:
             f"{name} is a PIL image of mode {image.mode!r} with values in {pixels.min()}..{pixels.max()}; "
             "0..65535 is expected"
         )
-    return _repeat_grey(_to_8_bits(pixels))
+    return repeat_grey(to_8_bits(pixels))
 
 
 def _check_not_empty(height: int, width: int, name: str) -> None:

@@ -1,0 +1,16 @@
+"""Images in: every accepted form of an image, as 8-bit RGB, as a float tensor or as grey."""
+
+from capsdesc.images.files import IMAGE_SUFFIXES, MAX_PIXELS, find_images, read_image
+from capsdesc.images.forms import ImageLike, image_size, to_gray, to_rgb, to_tensor
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "ImageLike",
+    "find_images",
+    "image_size",
+    "read_image",
+    "to_gray",
+    "to_rgb",
+    "to_tensor",
+]
