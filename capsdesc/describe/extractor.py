@@ -199,7 +199,7 @@ class CAPSExtractor:
         points = as_points(keypoints, f"keypoints{at}")
         views = () if orientation == "upright" else (len(TURNS), len(ZOOMS))
         if len(points) == 0:
-            image_size(image, name=f"image{at}")  # a wrong image is an error all the same
+            to_rgb(image, name=f"image{at}")  # a wrong image is an error all the same
             empty = torch.zeros(*views, 0, 2, self.config.descriptor_dim - self.config.reliability)
             none = torch.zeros(*views, 0, self.descriptor_dim)
             return _like(none, points), _like(empty, points) if derivatives else None
@@ -312,8 +312,8 @@ class CAPSExtractor:
         """
         queries = as_points(points, "points")
         if len(queries) == 0:
-            image_size(image0, name="image0")
-            image_size(image1, name="image1")
+            to_rgb(image0, name="image0")
+            to_rgb(image1, name="image1")
             return Located(_like(torch.zeros(0, 2), queries), _like(torch.zeros(0), queries))
         pixels0, pixels1 = (
             to_tensor(image, self.device, name=name) for image, name in ((image0, "image0"), (image1, "image1"))
