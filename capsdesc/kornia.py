@@ -13,11 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from capsdesc.images.forms import UNIT_TOLERANCE
+from capsdesc.isolation import isolated
 from capsdesc.models import dense_features
 from capsdesc.types import Keypoints
 from capsdesc.weights import resolve
 
 
+@isolated(gradients=None)
 def lafs_from_keypoints(keypoints: Sequence[Keypoints], *, reach: float = 0.5) -> Tensor:
     """Keypoints of several images as kornia's frames, which turn and grow with them.
 
@@ -53,6 +56,7 @@ def _lafs(keypoints: Keypoints, reach: float) -> Tensor:
     return torch.stack([cos, -sin, points[:, 0], sin, cos, points[:, 1]], dim=1).view(-1, 2, 3)
 
 
+@isolated()
 def keypoints_from_lafs(lafs: Tensor, responses: Tensor | None = None, *, reach: float = 0.5) -> list[Keypoints]:
     """Frames of kornia as keypoints, without the zero frames that pad them.
 
@@ -104,6 +108,7 @@ class CAPSDescriptor(nn.Module):
         FileNotFoundError, ValueError, ConnectionError: The weights cannot be had; see :func:`capsdesc.weights.resolve`.
     """
 
+    @isolated()
     def __init__(self, weights: str | os.PathLike[str] | None = None, *, reliability: bool = True) -> None:
         super().__init__()
         resolved = resolve(weights)
@@ -117,36 +122,73 @@ class CAPSDescriptor(nn.Module):
         """D, the length of a descriptor."""
         return self.config.descriptor_dim - (self.config.reliability and not self.reliability)
 
+    @isolated(gradients=None)
     def forward(self, image: Tensor, lafs: Tensor) -> Tensor:
         """Descriptors at the centres of frames (section 3.3).
 
         Args:
-            image: (B, 3, H, W) RGB or (B, 1, H, W) grey, in 0..1. Of colours CAPS sees more than of grey.
-            lafs: (B, N, 2, 3). The zero frames that kornia pads with are described too, at (0, 0).
+            image: (B, 3, H, W) RGB or (B, 1, H, W) grey, in 0..1, of the type of the network's weights: float32, unless
+                this module was made another by ``to()``. Of colours CAPS sees more than of grey.
+            lafs: (B, N, 2, 3), of any floating-point type. The zero frames that kornia pads with are described too, at
+                (0, 0).
 
         Returns:
-            (B, N, D); Euclidean distances compare them.
+            (B, N, D) float32; Euclidean distances compare them.
 
         Raises:
-            TypeError: An argument is no tensor.
-            ValueError: A shape is another.
+            TypeError: An argument is no tensor, or of another type.
+            ValueError: A shape is another, the image has values beyond 0..1 or a centre is not finite; in what
+                ``torch.compile`` makes of this, values are not looked at.
         """
-        if not isinstance(image, Tensor):
-            raise TypeError(f"image must be a (B, 3, H, W) or (B, 1, H, W) tensor, got {type(image).__name__}")
-        if image.ndim != 4 or image.shape[1] not in (1, 3):
-            raise ValueError(f"image must have shape (B, 3, H, W) or (B, 1, H, W), got {tuple(image.shape)}")
+        weights = next(self.network.parameters())
+        _check_image(image, weights)
         _check_lafs(lafs)
+        _check_centres(lafs, weights.device)
         if len(lafs) != len(image):
             raise ValueError(f"lafs must be those of {len(image)} images as image has, got those of {len(lafs)}")
         dense = dense_features(self.network, self.config, image.expand(-1, 3, -1, -1))
         if not self.reliability:
             dense = dense.without_reliability()
-        return dense.describe(lafs[..., 2])
+        return dense.describe(lafs[..., 2].float())
+
+
+def _check_image(image: Tensor, weights: Tensor) -> None:
+    if not isinstance(image, Tensor):
+        raise TypeError(f"image must be a (B, 3, H, W) or (B, 1, H, W) tensor, got {type(image).__name__}")
+    if image.dtype != weights.dtype:
+        hint = f"image.to({weights.dtype})" + ("" if image.is_floating_point() else " / 255 where values are in 0..255")
+        raise TypeError(f"image must be {weights.dtype} as the network's weights are, got {image.dtype}; give {hint}")
+    if image.ndim != 4 or image.shape[1] not in (1, 3):
+        raise ValueError(f"image must have shape (B, 3, H, W) or (B, 1, H, W), got {tuple(image.shape)}")
+    if image.device != weights.device:
+        raise ValueError(f"image must be on {weights.device} as the network is, got {image.device}; move one of them")
+    if 0 in image.shape[2:]:
+        raise ValueError(f"image is empty: {tuple(image.shape)}")
+    if len(image) and not torch.compiler.is_compiling():
+        low, high = (float(bound) for bound in image.detach().aminmax())
+        # Written so that NaN fails too.
+        if not (low >= -UNIT_TOLERANCE and high <= 1 + UNIT_TOLERANCE):
+            raise ValueError(
+                f"image must have values in 0..1, got {low:g}..{high:g}; divide 8-bit values by 255, and look for NaN"
+            )
+
+
+def _check_centres(lafs: Tensor, device: torch.device) -> None:
+    if lafs.device != device:
+        raise ValueError(f"lafs must be on {device} as the network is, got {lafs.device}; move one of them")
+    if not torch.compiler.is_compiling():
+        finite = lafs.detach()[..., 2].isfinite().all(dim=-1)
+        if not finite.all():
+            raise ValueError(
+                f"lafs must have finite centres, {int((~finite).sum())} of {finite.numel()} have NaN or infinity"
+            )
 
 
 def _check_lafs(lafs: Tensor) -> None:
     if not isinstance(lafs, Tensor):
         raise TypeError(f"lafs must be a (B, N, 2, 3) tensor, got {type(lafs).__name__}")
+    if not lafs.is_floating_point():
+        raise TypeError(f"lafs must be of a floating-point type, got {lafs.dtype}; give lafs.float()")
     if lafs.ndim != 4 or lafs.shape[2:] != (2, 3):
         raise ValueError(f"lafs must have shape (B, N, 2, 3), got {tuple(lafs.shape)}")
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from capsdesc.io.files import atomic_path
+from capsdesc.isolation import isolated
 from capsdesc.models import ModelConfig, dense_features
 from capsdesc.models.network import COARSE_STRIDE, FINE_STRIDE, UpConv
 from capsdesc.weights import resolve
@@ -29,6 +30,7 @@ _CHECKED_SIZES = ((1, 64, 96), (2, 61, 83), (1, 50, 33), (1, 9, 118))
 _TOLERANCE = 1e-4
 
 
+@isolated()
 def export_onnx(output: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> None:
     """Write a network as an ONNX file. Needs ``pip install "capsdesc[onnx]"``.
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from capsdesc.checks import as_float32, check_cv2
+from capsdesc.isolation import isolated
 
 Array: TypeAlias = npt.NDArray[Any]
 """numpy, of any type of numbers."""
@@ -195,6 +196,7 @@ class Keypoints:
     scales: ArrayOrTensor | None = None
     angles: ArrayOrTensor | None = None
 
+    @isolated(gradients=None)
     def __post_init__(self) -> None:
         points = as_points(self.points, "points")
         object.__setattr__(self, "points", points)
@@ -216,6 +218,7 @@ class Keypoints:
     def __len__(self) -> int:
         return len(self.points)
 
+    @isolated(gradients=None)
     def __getitem__(self, index: int | slice | Sequence[int] | npt.NDArray[Any] | Tensor) -> Keypoints:
         """The keypoints that an integer, a slice, a mask or an array of indices selects, in every field."""
         selection: Any = [index] if isinstance(index, int | np.integer) else index
@@ -319,6 +322,7 @@ class Matches:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @isolated(gradients=None)
     def points(
         self, features0: Features | KeypointsLike, features1: Features | KeypointsLike
     ) -> tuple[ArrayOrTensor, ArrayOrTensor]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from capsdesc.images import ImageLike, to_rgb
+from capsdesc.isolation import isolated
 from capsdesc.models import DenseFeatures, FeatureMap
 from capsdesc.types import Array, KeypointsLike, Matrix, UInt8Array, as_points
 
@@ -232,6 +233,7 @@ def plot_epipolar_lines(
     return figure
 
 
+@isolated()
 def plot_descriptors(images: Sequence[ImageLike], dense: Sequence[DenseFeatures]) -> Figure:
     """Images beside their coarse and fine descriptor maps, similar descriptors in similar colours.
 
@@ -262,6 +264,7 @@ def plot_descriptors(images: Sequence[ImageLike], dense: Sequence[DenseFeatures]
     return figure
 
 
+@isolated()
 def plot_reliability(image: ImageLike, dense: DenseFeatures) -> Figure:
     """An image beside the reliability of its points: how likely each is to be found again, between 0 and 1.
 

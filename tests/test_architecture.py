@@ -17,7 +17,7 @@ import capsdesc
 PACKAGE = Path(capsdesc.__file__).parent
 # From the ground up. Who stands on one line may import each other.
 FLOORS = """
-    types checks images devices
+    types checks images devices isolation
     io
     keypoints models weights
     describe
@@ -110,4 +110,4 @@ def test_reading_a_file_of_features_loads_no_networks(tmp_path: Path) -> None:
     )
     assert "capsdesc.types" in modules
     floors = {module.split(".")[1] for module in modules if module.startswith("capsdesc.")}
-    assert floors <= {"types", "checks", "images", "devices", "io"}
+    assert floors <= {"types", "checks", "images", "devices", "isolation", "io"}

@@ -171,6 +171,36 @@ def test_wrong_images_and_frames_are_refused(model_folders: Mapping[str, Path]) 
         descriptor(image, lafs[0])
     with pytest.raises(ValueError, match=r"lafs.*1 images.*2"):
         descriptor(image, lafs.repeat(2, 1, 1, 1))
+    with pytest.raises(ValueError, match=r"image is empty"):
+        descriptor(image[:, :, :0], lafs)
+    for other, hint in ((image.double(), ""), (image.half(), ""), (image.byte(), r" / 255")):
+        with pytest.raises(TypeError, match=rf"image must be torch.float32 .*{other.dtype}.*to\(torch.float32\){hint}"):
+            descriptor(other, lafs)
+    for values, came in ((image + 200, r"200\.\.200"), (image - 1, r"-1\.\.-1"), (image * torch.nan, r"nan\.\.nan")):
+        with pytest.raises(ValueError, match=rf"image must have values in 0..1, got {came}"):
+            descriptor(values, lafs)
+    with pytest.raises(TypeError, match=r"lafs.*floating-point.*int64"):
+        descriptor(image, lafs.long())
+    with pytest.raises(TypeError, match=r"lafs.*floating-point.*int64"):
+        keypoints_from_lafs(lafs.long())
+    lafs[0, 2, 1, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"lafs.*finite centres, 1 of 4"):
+        descriptor(image, lafs)
+    with pytest.raises(ValueError, match=r"image must be on cpu as the network is, got meta"):
+        descriptor(image.to("meta"), lafs)
+    with pytest.raises(ValueError, match=r"lafs must be on cpu as the network is, got meta"):
+        descriptor(image, lafs.to("meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_networks_of_other_types_take_images_of_theirs(dtype: torch.dtype, model_folders: Mapping[str, Path]) -> None:
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    lafs = lafs_from_keypoints([Keypoints(torch.tensor([[20.3, 30.1], [50.0, 40.0]]))])
+    expected = CAPSDescriptor(model_folders["compact"])(image, lafs)
+    for frames in (lafs, lafs.to(dtype)):
+        found = CAPSDescriptor(model_folders["compact"]).to(dtype)(image.to(dtype), frames)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, atol=2e-5 if dtype == torch.float64 else 0.2, rtol=0)
 
 
 def test_in_the_pipeline_of_kornia(shifted_pair: tuple[Pixels, Pixels, Any]) -> None:

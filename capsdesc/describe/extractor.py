@@ -19,6 +19,7 @@ from capsdesc.describe.search import coarse_to_fine
 from capsdesc.describe.seeing import SeeingNetwork, Seen
 from capsdesc.devices import describing_dtype, usable_device
 from capsdesc.images import ImageLike, image_size, to_rgb, to_tensor
+from capsdesc.isolation import isolated
 from capsdesc.keypoints import Detector, get_detector
 from capsdesc.keypoints.mask import check_mask
 from capsdesc.models import DenseFeatures, ModelConfig
@@ -62,6 +63,7 @@ class CAPSExtractor:
         TypeError, ValueError: another argument is refused; it is named.
     """
 
+    @isolated()
     def __init__(
         self,
         weights: Weights | str | os.PathLike[str] | None = None,
@@ -86,6 +88,7 @@ class CAPSExtractor:
         self.detector: Detector = CAPSDetector(self) if detector == "caps" else get_detector(detector, self.device)
 
     @classmethod
+    @isolated()
     def from_pretrained(
         cls,
         weights: str | os.PathLike[str],
@@ -146,6 +149,7 @@ class CAPSExtractor:
         *,
         orientation: Orientation = "upright",
     ) -> list[ArrayOrTensor]: ...
+    @isolated()
     def describe(self, image: Any, keypoints: Any, *, orientation: Orientation = "upright") -> Any:
         """Descriptors at the user's own points (section 3.3).
 
@@ -214,6 +218,7 @@ class CAPSExtractor:
             descriptors, changes = (_by_turn_and_zoom(parts) for parts in zip(*seen, strict=True))
         return _like(descriptors, points), None if changes is None else _like(_by_original(changes, resize), points)
 
+    @isolated()
     def detect(
         self, image: ImageLike, max_keypoints: int = 2048, mask: npt.NDArray[Any] | Tensor | None = None
     ) -> Keypoints:
@@ -233,6 +238,7 @@ class CAPSExtractor:
             raise TypeError(f"the detector must return capsdesc.Keypoints, got {type(found).__name__}")
         return found
 
+    @isolated()
     def extract(
         self,
         image: ImageLike,
@@ -285,6 +291,7 @@ class CAPSExtractor:
             derivatives=field(changes),
         )
 
+    @isolated()
     def dense(self, image: ImageLike) -> DenseFeatures:
         """The coarse and the fine descriptor map of an image, with the transform from its pixels to their cells.
 
@@ -297,6 +304,7 @@ class CAPSExtractor:
         """
         return self._dense(to_tensor(image, self.device))
 
+    @isolated()
     def locate(self, points: KeypointsLike, image0: ImageLike, image1: ImageLike) -> Located:
         """Where points of one image are in another, by the coarse-to-fine search (sections 3.2 and 3.3).
 
@@ -322,11 +330,10 @@ class CAPSExtractor:
         dense0, dense1 = self._dense(pixels0), self._dense(pixels1)
         chunk = max(1, _LOCATE_FLOATS // (dense1.fine.values.shape[-1] * dense1.fine.values.shape[-2]))
         found, stds = [], []
-        with torch.no_grad():
-            for part in torch.split(torch.as_tensor(queries, device=self.device), chunk):
-                _, fine = coarse_to_fine(part[None], dense0, dense1, self._seeing.inverse_temperatures)
-                found.append(fine.expected[0])
-                stds.append(fine.std[0].square().mean(-1).sqrt())
+        for part in torch.split(torch.as_tensor(queries, device=self.device), chunk):
+            _, fine = coarse_to_fine(part[None], dense0, dense1, self._seeing.inverse_temperatures)
+            found.append(fine.expected[0])
+            stds.append(fine.std[0].square().mean(-1).sqrt())
         return Located(_like(torch.cat(found), queries), _like(torch.cat(stds), queries))
 
     def _dense(self, image: Tensor) -> DenseFeatures:
@@ -369,6 +376,7 @@ class CAPSDetector:
     def __repr__(self) -> str:
         return "CAPSDetector()"
 
+    @isolated()
     def detect(self, image: UInt8Array, max_keypoints: int, mask: npt.NDArray[Any] | None = None) -> Keypoints:
         """Keypoints of an (H, W, 3) RGB image, strongest first; see :class:`capsdesc.keypoints.Detector`."""
         seen = self.see(image, max_keypoints, mask)

@@ -17,7 +17,6 @@ from capsdesc.geometry.epipolar import (
     fundamental_from_pose,
     relative_pose,
     sampson_distance,
-    symmetric_epipolar_distance,
 )
 from capsdesc.geometry.errors import homography_corner_error, rotation_error, translation_error
 from capsdesc.geometry.estimate import estimate_fundamental, estimate_homography, estimate_pose
@@ -46,6 +45,5 @@ __all__ = [
     "relative_pose",
     "rotation_error",
     "sampson_distance",
-    "symmetric_epipolar_distance",
     "translation_error",
 ]

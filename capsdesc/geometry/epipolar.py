@@ -87,27 +87,6 @@ def epipolar_distance(kpts0: Points, kpts1: Points, F: Matrix) -> Float64Array:
     return _divide(np.abs(algebraic), norms1)
 
 
-def symmetric_epipolar_distance(kpts0: Points, kpts1: Points, F: Matrix) -> Float64Array:
-    """Root mean square of the two distances of a match to its epipolar lines, one in each image.
-
-    Twice its square is the symmetric epipolar distance of Hartley & Zisserman, eq. 11.10.
-
-    Args:
-        kpts0: (M, 2) points in image 0.
-        kpts1: (M, 2) points in image 1 matched to them.
-        F: (3, 3) fundamental matrix.
-
-    Returns:
-        (M,) distances in pixels.
-
-    Raises:
-        ValueError: an argument has the wrong shape or is not finite.
-    """
-    points0, points1 = matched_points(kpts0, kpts1)
-    algebraic, norms0, norms1 = _epipolar_terms(points0, points1, real_array(F, "F", (3, 3)))
-    return np.asarray(np.hypot(_divide(algebraic, norms0), _divide(algebraic, norms1)) / np.sqrt(2))
-
-
 def sampson_distance(kpts0: Points, kpts1: Points, F: Matrix) -> Float64Array:
     """How far, to first order, a match has to move in both images together to satisfy x1^T F x0 = 0.
 

@@ -10,9 +10,11 @@ from capsdesc.geometry import opencv, poselib
 from capsdesc.geometry.epipolar import essential_from_pose, in_front, parallel, sampson
 from capsdesc.geometry.points import homogeneous, matched_points, project
 from capsdesc.geometry.ransac import Backend, RansacOptions
+from capsdesc.isolation import isolated
 from capsdesc.types import Float64Array, Fundamental, Homography, Matrix, Points, RelativePose
 
 
+@isolated()
 def estimate_pose(
     kpts0: Points,
     kpts1: Points,
@@ -96,6 +98,7 @@ def estimate_pose(
     return RelativePose(R, t, inliers, essential_from_pose(R, t))
 
 
+@isolated()
 def estimate_homography(
     kpts0: Points,
     kpts1: Points,
@@ -144,6 +147,7 @@ def estimate_homography(
     return Homography(H / H[2, 2] if abs(H[2, 2]) > np.finfo(np.float64).eps else H, inliers)
 
 
+@isolated()
 def estimate_fundamental(
     kpts0: Points,
     kpts1: Points,

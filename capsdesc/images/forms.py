@@ -22,7 +22,7 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | npt.NDArray[np.uint8] | PIL.Ima
 """A path, an (H, W, 3) RGB or (H, W) grey uint8 array, a PIL image, or a (3, H, W) RGB float tensor in 0..1."""
 
 # How far resizing and colour transforms may leave 0..1 by rounding; beyond it the values are on another scale.
-_UNIT_TOLERANCE = 1e-3
+UNIT_TOLERANCE = 1e-3
 
 _TO_UINT8 = {
     "b": "image * np.uint8(255)",
@@ -217,7 +217,7 @@ def _unit_tensor(image: Tensor, name: str) -> Tensor:
     values = image.detach().float()
     low, high = (float(bound) for bound in values.aminmax())
     # Written so that NaN fails too.
-    if not (low >= -_UNIT_TOLERANCE and high <= 1 + _UNIT_TOLERANCE):
+    if not (low >= -UNIT_TOLERANCE and high <= 1 + UNIT_TOLERANCE):
         raise ValueError(
             f"{name} must be a tensor with values in 0..1, got {low:g}..{high:g}; divide 8-bit values by 255, and "
             "look for NaN"

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capsdesc.images import to_gray
+from capsdesc.isolation import isolated
 from capsdesc.keypoints.mask import check_mask, inside_mask
 from capsdesc.types import Keypoints
 
@@ -48,6 +49,7 @@ class SIFTDetector:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
+    @isolated()
     def detect(
         self, image: npt.NDArray[np.uint8], max_keypoints: int, mask: npt.NDArray[Any] | None = None
     ) -> Keypoints:

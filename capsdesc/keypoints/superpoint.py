@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from capsdesc.images import to_gray
+from capsdesc.isolation import isolated
 from capsdesc.keypoints.mask import check_mask, inside_mask
 from capsdesc.types import Keypoints
 
@@ -57,6 +58,7 @@ class SuperPointDetector:
     device: torch.device | str | None = field(default=None, repr=False, compare=False)
     _network: Any = field(init=False, repr=False, compare=False)
 
+    @isolated()
     def __post_init__(self) -> None:
         if self.keypoint_threshold is not None and not 0 <= self.keypoint_threshold <= 1:
             raise ValueError(f"keypoint_threshold must be in 0..1, got {self.keypoint_threshold}")
@@ -73,6 +75,7 @@ class SuperPointDetector:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         object.__setattr__(self, "_network", network.to(device))
 
+    @isolated()
     def detect(
         self, image: npt.NDArray[np.uint8], max_keypoints: int, mask: npt.NDArray[Any] | None = None
     ) -> Keypoints:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from capsdesc.isolation import isolated
 from capsdesc.matching.nearest import match_rows
 from capsdesc.matching.rows import descriptor_rows
 from capsdesc.matching.shift import derivatives_of, relative_shifts
@@ -11,6 +12,7 @@ from capsdesc.matching.views import agreeing_views
 from capsdesc.types import Descriptors, Matches
 
 
+@isolated()
 def match(
     a: Descriptors,
     b: Descriptors,

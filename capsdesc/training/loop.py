@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from capsdesc.devices import training_format
 from capsdesc.io.files import name_full_disk
+from capsdesc.isolation import isolated
 from capsdesc.models.config import ModelConfig
 from capsdesc.training import distributed
 from capsdesc.training.averaging import MovingAverage
@@ -45,6 +46,7 @@ class Outcome:
     step: int
 
 
+@isolated(gradients=True)
 def train(
     config: TrainingConfig,
     network: nn.Module,

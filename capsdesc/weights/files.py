@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from capsdesc.checks import shown
 from capsdesc.io.files import atomic_path
+from capsdesc.isolation import isolated
 from capsdesc.models import ModelConfig, build_network
 
 CONFIG_FILE = "config.json"
@@ -56,6 +57,7 @@ class Weights:
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @isolated()
     def build(self) -> nn.Module:
         """The network with these weights: float32, on the CPU, in eval mode; it shares no memory with them.
 
@@ -74,6 +76,7 @@ class Readable(Protocol):
     def read_bytes(self) -> bytes: ...  # noqa: D102
 
 
+@isolated()
 def save_pretrained(
     folder: str | os.PathLike[str],
     config: ModelConfig,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from capsdesc.io.text import parse_json, read_text
+from capsdesc.isolation import isolated
 from capsdesc.models.config import EFFICIENTNETS, RESNETS
 from capsdesc.models.efficientnet_lite import EfficientNetLiteEncoder
 from capsdesc.models.network import IMAGENET_MEAN, IMAGENET_STD, normalize_image
@@ -26,6 +27,7 @@ _LITE_OFFSET = 127.0
 _LITE_SCALE = 128.0
 
 
+@isolated()
 def load_encoder(
     path: str | os.PathLike[str], encoder: str, *, images: Callable[[], Tensor] | None = None
 ) -> dict[str, Tensor]:
@@ -75,6 +77,7 @@ def load_encoder(
     return conform(network.state_dict(), shapes(network), source)
 
 
+@isolated()
 def unfold_batch_norm(encoder: ResNetEncoder, folded: Mapping[str, Tensor], images: Tensor) -> None:
     """Give an encoder the weights of one whose batch normalisation was folded away, and normalisation that trains.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from capsdesc.isolation import isolated
 from capsdesc.models import ModelConfig
 from capsdesc.models.config import RESNETS
 from capsdesc.weights.files import Weights, conform, expected_shapes, read_pickle, save_pretrained
@@ -36,6 +37,7 @@ def read_official(path: str | os.PathLike[str]) -> Weights:
     return Weights(config, {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}, str(path))
 
 
+@isolated()
 def convert_official(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Weights:
     """Convert an official checkpoint to ``config.json`` and ``model.safetensors`` (float32, so nothing is lost).
 

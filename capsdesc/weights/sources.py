@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from capsdesc.isolation import isolated
 from capsdesc.weights import bundled, hub
 from capsdesc.weights.files import PICKLE_SUFFIXES, Weights, read_local
 from capsdesc.weights.official import read_official
@@ -12,6 +13,7 @@ from capsdesc.weights.official import read_official
 _SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 
 
+@isolated()
 def resolve(
     weights: str | os.PathLike[str] | None = None,
     *,

@@ -24,7 +24,6 @@ from capsdesc.geometry import (
     relative_pose,
     rotation_error,
     sampson_distance,
-    symmetric_epipolar_distance,
     translation_error,
 )
 
@@ -281,7 +280,7 @@ def test_essential_and_fundamental_vanish_on_matches() -> None:
     F = fundamental_from_pose(R, 3 * T, K0, K1)
     np.testing.assert_allclose(np.linalg.norm(F), 1)
     x0, x1 = two_views(X, translation=3 * T)
-    for distance in (epipolar_distance, symmetric_epipolar_distance, sampson_distance):
+    for distance in (epipolar_distance, sampson_distance):
         np.testing.assert_allclose(distance(x0, x1, F), 0, atol=1e-6)
 
 
@@ -295,9 +294,6 @@ def test_epipolar_distances_against_opencv_lines() -> None:
     d0 = np.abs((lines0[:, :2] * x0).sum(1) + lines0[:, 2])
     np.testing.assert_allclose(epipolar_distance(x0, x1, F), d1, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(epipolar_distance(x1, x0, F.T), d0, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(
-        symmetric_epipolar_distance(x0, x1, F), np.sqrt((d0**2 + d1**2) / 2), rtol=1e-4, atol=1e-4
-    )
     np.testing.assert_allclose(sampson_distance(torch.from_numpy(x0), x1, F * -7), sampson_distance(x0, x1, F))
 
 
