@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from capsdesc.images import to_rgb
+from capsdesc.images import read_image
 from capsdesc.types import UInt8Array
 
 EXAMPLE = tuple(Path(__file__).with_name(f"tankard_{k}.jpg") for k in range(2))
@@ -59,7 +59,7 @@ def read_photograph(path: str | os.PathLike[str], max_size: int) -> Photograph:
     of the same diagonal; otherwise it is a guess.
 
     Args:
-        path: an image file that Pillow can read.
+        path: an image file that Pillow and OpenCV can read.
         max_size: a longer edge is shrunk to so many pixels.
 
     Raises:
@@ -72,23 +72,31 @@ def read_photograph(path: str | os.PathLike[str], max_size: int) -> Photograph:
     except ImportError as error:
         raise ImportError("the demo reads photographs with Pillow: pip install 'capsdesc[demo]'") from error
     name = Path(path).name
+    broken = (
+        f"{name} cannot be read as a photograph: it is broken, or of a format other than JPEG, PNG, TIFF, WebP and "
+        "their like"
+    )
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"{name} has {width} x {height} pixels: shrink it to {MAX_PIXELS:,} or fewer")
-            film_focal = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
-            pixels = to_rgb(ImageOps.exif_transpose(image), name=name)
+            exif = image.getexif()
+            film_focal = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
+            orientation = exif.get(ExifTags.Base.Orientation, 1)
     except FileNotFoundError:
         raise
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has far more than {MAX_PIXELS:,} pixels: shrink it") from error
     # Of a broken file Pillow raises SyntaxError and others, too.
-    except (OSError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error) as error:
-        raise ValueError(
-            f"{name} cannot be read as a photograph: it is broken, or of a format other than JPEG, PNG, TIFF, WebP and "
-            "their like"
-        ) from error
+    except (OSError, SyntaxError, EOFError, KeyError, IndexError, TypeError, ValueError, struct.error) as error:
+        raise ValueError(broken) from error
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{name} has {width} x {height} pixels: shrink it to {MAX_PIXELS:,} or fewer")
+    try:
+        stored = Image.fromarray(read_image(path))
+    except ValueError as error:
+        raise ValueError(broken) from error
+    stored.getexif()[ExifTags.Base.Orientation] = orientation
+    pixels = np.array(ImageOps.exif_transpose(stored))
     longest = max(pixels.shape[:2])
     if longest > max_size:
         height, width = (max(1, round(edge * max_size / longest)) for edge in pixels.shape[:2])

@@ -68,6 +68,20 @@ def test_photographs_are_turned_as_browsers_turn_them(tmp_path: Path) -> None:
     np.testing.assert_array_equal(upright.pixels, np.rot90(pixels, -1))
     as_stored = read_photograph(write(tmp_path / "1.png", pixels), 1024)
     np.testing.assert_array_equal(as_stored.pixels, pixels)
+    # Pillow turns a TIFF as it opens it; it is turned once all the same.
+    Image.fromarray(pixels).save(tmp_path / "6.tif", tiffinfo={ORIENTATION: 6})
+    np.testing.assert_array_equal(read_photograph(tmp_path / "6.tif", 1024).pixels, upright.pixels)
+
+
+def test_photographs_are_read_as_everywhere_else(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    whole = write(tmp_path / "a.jpg", pixels)
+    expected = read_photograph(whole, 1024).pixels
+    (tmp_path / "b.jpg").write_bytes(whole.read_bytes()[:-2])  # all but the end marker
+    np.testing.assert_array_equal(read_photograph(tmp_path / "b.jpg", 1024).pixels, expected)
+    (tmp_path / "c.jpg").write_bytes(whole.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"^c\.jpg cannot be read as a photograph: it is broken"):
+        read_photograph(tmp_path / "c.jpg", 1024)
 
 
 @pytest.mark.parametrize("size", [(300, 400), (600, 800), (1200, 900)])

@@ -74,6 +74,8 @@ def test_pixels_are_those_that_colmap_has(tmp_path: Path, compression: str | Non
     difference = image.astype(int) - pycolmap.Bitmap.read(path, True).to_array()
     assert np.abs(difference).max() <= (3 if compression == "jpeg" else 0)
     assert image_size(path) == (80, 64)
+    camera = pycolmap.infer_camera_from_image(str(path))
+    assert (camera.width, camera.height) == (80, 64)
 
 
 @pytest.mark.parametrize("meaning", [0, 1, 2])
