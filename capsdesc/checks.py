@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 
 # How far a rotation read from a file may be off, by rounding.
 ROTATION_TOLERANCE = 0.01
-# No camera has larger ones, and float64 holds all that is computed from these.
-_LARGEST_INTRINSIC = 1e9
+# From a lens of a tenth of a millimetre whose intrinsics are in metres to a telescope of ten metres on pixels of a
+# hundredth of a micrometre.
+_FOCAL_LENGTHS = (1e-4, 1e9)
+# Pixels a hundred times as wide as high, rows that cross columns under half a degree, and an image that begins at
+# 89.9 degrees from where the camera looks. Beyond them rays lose the digits that geometry is computed from.
+_LARGEST_ASPECT = _LARGEST_SKEW = 100.0
+_LARGEST_OFFSET = 1000.0
 
 
 def as_rotation(R: Matrix, name: str = "R") -> Float64Array:
@@ -45,21 +50,34 @@ def as_intrinsics(K: Matrix, name: str = "K") -> Float64Array:
     """The intrinsics of a pinhole camera as float64 numpy.
 
     Args:
-        K: (3, 3), upper triangular with positive focal lengths and K[2, 2] = 1; no number of it above 1e9, no focal
-            length below 1e-9.
+        K: (3, 3), upper triangular with positive focal lengths and K[2, 2] = 1. The limits are those that no camera
+            passes, in whatever unit: focal lengths from 1e-4 to 1e9, the longer up to 100 times the shorter, a skew of
+            up to 100 and a principal point of up to 1000 focal lengths.
         name: what the error message calls it.
 
     Raises:
-        ValueError: it is not of this form.
+        ValueError: it is not of this form or passes a limit; the message says which.
     """
     K = real_array(K, name, (3, 3))
     if np.tril(K, -1).any() or K[2, 2] != 1 or K[0, 0] <= 0 or K[1, 1] <= 0:
         raise ValueError(f"{name} is {K.tolist()}; expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0")
-    if max(np.abs(K).max(), 1 / min(K[0, 0], K[1, 1])) > _LARGEST_INTRINSIC:
-        raise ValueError(
-            f"{name} is {K.tolist()}; expected numbers of at most {_LARGEST_INTRINSIC:g} and focal lengths of at least "
-            f"{1 / _LARGEST_INTRINSIC:g}"
+    (fx, s, cx), (_, fy, cy) = K[:2].tolist()
+    least, most = _FOCAL_LENGTHS
+    wrong = None
+    if not least <= min(fx, fy) <= max(fx, fy) <= most:
+        wrong = f"focal lengths of {fx:g} and {fy:g}; expected {least:g} to {most:g}"
+    elif max(fx, fy) > _LARGEST_ASPECT * min(fx, fy):
+        wrong = f"focal lengths of {fx:g} and {fy:g}; expected the one at most {_LARGEST_ASPECT:g} times the other"
+    elif abs(s) > _LARGEST_SKEW * fx:
+        wrong = f"a skew of {s:g}; expected at most {_LARGEST_SKEW:g} times the focal length {fx:g}"
+    elif max(abs(cx) / fx, abs(cy) / fy) > _LARGEST_OFFSET:
+        wrong = (
+            f"a principal point of ({cx:g}, {cy:g}); expected at most {_LARGEST_OFFSET:g} times the focal lengths "
+            f"({fx:g}, {fy:g})"
         )
+    if wrong:
+        form = "[[fx, s, cx], [0, fy, cy], [0, 0, 1]]"
+        raise ValueError(f"{name} is that of no camera, with {wrong}; give {form} in pixels")
     return K
 
 

@@ -42,8 +42,14 @@ def essential_from_pose(R: Matrix, t: Matrix) -> Float64Array:
     Raises:
         ValueError: an argument has the wrong shape or is not finite.
     """
-    x, y, z = real_array(t, "t", (3,))
-    return np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ real_array(R, "R", (3, 3))
+    t = real_array(t, "t", (3,))
+    return essential(real_array(R, "R", (3, 3)), t)
+
+
+def essential(R: Float64Array, t: Float64Array) -> Float64Array:
+    """:func:`essential_from_pose` of a pose that is checked."""
+    x, y, z = t
+    return np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ R
 
 
 def fundamental_from_pose(R: Matrix, t: Matrix, K0: Matrix, K1: Matrix) -> Float64Array:

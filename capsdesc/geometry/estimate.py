@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from capsdesc.checks import as_intrinsics
 from capsdesc.geometry import opencv, poselib
-from capsdesc.geometry.epipolar import essential_from_pose, in_front, parallel, sampson
+from capsdesc.geometry.epipolar import essential, in_front, parallel, sampson
 from capsdesc.geometry.points import homogeneous, matched_points, project
 from capsdesc.geometry.ransac import Backend, RansacOptions
 from capsdesc.isolation import isolated
@@ -42,9 +42,10 @@ def estimate_pose(
     Args:
         kpts0: (M, 2) points in image 0, in pixels.
         kpts1: (M, 2) points in image 1 matched to them.
-        K0: (3, 3) intrinsics of camera 0, upper triangular with positive focal lengths and K[2, 2] = 1.
+        K0: (3, 3) intrinsics of camera 0, such as cameras have; see :func:`capsdesc.geometry.as_intrinsics`.
         K1: (3, 3) intrinsics of camera 1.
-        threshold: largest Sampson distance of an inlier, in pixels of the cameras' own images.
+        threshold: largest Sampson distance of an inlier, in pixels of the cameras' own images; at most their focal
+            lengths.
         confidence: probability with which the search should have met an all-inlier sample before it stops early.
         max_iterations: most samples drawn in the search, all restarts together; less than 2^31.
         backend: `"opencv"` or `"poselib"` (needs the `poselib` extra).
@@ -61,6 +62,7 @@ def estimate_pose(
     K0, K1 = as_intrinsics(K0, "K0"), as_intrinsics(K1, "K1")
     options = RansacOptions(threshold, confidence, max_iterations, seed)
     _check_backend(backend)
+    _check_threshold(threshold, K0, K1)
     if len(points0) < 5:
         return None
     K0_inverse, K1_inverse = np.linalg.inv(K0), np.linalg.inv(K1)
@@ -69,7 +71,7 @@ def estimate_pose(
     angle = threshold * float(np.hypot(1 / _focal(K0), 1 / _focal(K1)))
 
     def distance(R: Float64Array, t: Float64Array) -> Float64Array:
-        return sampson(points0, points1, K1_inverse.T @ essential_from_pose(R, t) @ K0_inverse)
+        return sampson(points0, points1, K1_inverse.T @ essential(R, t) @ K0_inverse)
 
     def possible(R: Float64Array, t: Float64Array) -> npt.NDArray[np.bool_]:
         return np.asarray(in_front(R, t, rays0, rays1) | parallel(R, rays0, rays1, angle))
@@ -80,9 +82,7 @@ def estimate_pose(
     if backend == "opencv":
         poses = opencv.find_poses(points0, points1, K0, K1, angle, options)
         # The matches of a plane fit two essential matrices, and a search for either may miss the one that is possible.
-        plane = estimate_homography(
-            points0, points1, threshold=threshold, confidence=confidence, max_iterations=max_iterations, seed=seed
-        )
+        plane = _best_homography(points0, points1, options, backend)
         if plane is not None:
             poses += opencv.decompose_homography(K1_inverse @ plane.H @ K0)
     else:
@@ -95,7 +95,7 @@ def estimate_pose(
     inliers = (distance(R, t) <= threshold) & possible(R, t)
     if _is_degenerate(points0[inliers], points1[inliers], 5, threshold):
         return None
-    return RelativePose(R, t, inliers, essential_from_pose(R, t))
+    return RelativePose(R, t, inliers, essential(R, t))
 
 
 @isolated()
@@ -130,6 +130,13 @@ def estimate_homography(
     points0, points1 = matched_points(kpts0, kpts1)
     options = RansacOptions(threshold, confidence, max_iterations, seed)
     _check_backend(backend)
+    return _best_homography(points0, points1, options, backend)
+
+
+def _best_homography(
+    points0: Float64Array, points1: Float64Array, options: RansacOptions, backend: Backend
+) -> Homography | None:
+    """:func:`estimate_homography` of points that are checked."""
     if len(points0) < 4:
         return None
 
@@ -139,9 +146,9 @@ def estimate_homography(
     models = (opencv if backend == "opencv" else poselib).find_homographies(points0, points1, options)
     if not models:
         return None
-    H = min(models, key=lambda H: _truncated_cost(distance(H), threshold))
-    inliers = distance(H) <= threshold
-    if _is_degenerate(points0[inliers], points1[inliers], 4, threshold):
+    H = min(models, key=lambda H: _truncated_cost(distance(H), options.threshold))
+    inliers = distance(H) <= options.threshold
+    if _is_degenerate(points0[inliers], points1[inliers], 4, options.threshold):
         return None
     H = H / np.linalg.norm(H)
     return Homography(H / H[2, 2] if abs(H[2, 2]) > np.finfo(np.float64).eps else H, inliers)
@@ -204,6 +211,17 @@ def _check_backend(backend: str) -> None:
         poselib.import_poselib()
     elif backend != "opencv":
         raise ValueError(f"backend is {backend!r}; expected 'opencv' or 'poselib'")
+
+
+def _check_threshold(threshold: float, K0: Float64Array, K1: Float64Array) -> None:
+    """Refuse a threshold under which matches agree whatever the pose, as of points in other units than the cameras."""
+    for name, K in (("K0", K0), ("K1", K1)):
+        if threshold > _focal(K):
+            raise ValueError(
+                f"threshold is {threshold:g}, more than the focal length {_focal(K):g} of {name}, so that rays would "
+                "agree that are 45 degrees apart; expected points, threshold and intrinsics all in pixels, or all in "
+                "one other unit"
+            )
 
 
 def _truncated_cost(distances: Float64Array, threshold: float) -> float:

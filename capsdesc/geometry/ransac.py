@@ -46,6 +46,11 @@ def valid_models(models: Iterable[Any]) -> list[Float64Array]:
 
 
 def valid_poses(poses: Iterable[tuple[Any, Any]]) -> list[tuple[Float64Array, Float64Array]]:
-    """Those with a direction to move in, which is scaled to unit length."""
+    """Those with a rotation and with a direction to move in, which is scaled to unit length."""
     found = [(np.asarray(R), np.ravel(t), np.linalg.norm(t)) for R, t in poses]
-    return [(R, t / norm) for R, t, norm in found if np.isfinite(R).all() and 1e-12 < norm < np.inf]
+    return [(R, t / norm) for R, t, norm in found if _is_rotation(R) and 1e-12 < norm < np.inf]
+
+
+def _is_rotation(R: Float64Array) -> bool:
+    # Written so that NaN fails too. What is near one, but no rotation, comes of coordinates too large for float64.
+    return bool(np.abs(R @ R.T - np.eye(3)).max() < 1e-6 and np.linalg.det(R) > 0)

@@ -243,18 +243,36 @@ def test_any_finite_points_give_a_model_or_none(
 ) -> None:
     x0, x1 = points
     options = {"backend": backend, "threshold": threshold, "max_iterations": 100}
+    if name == "pose" and threshold > K[0, 0]:
+        with pytest.raises(ValueError, match="more than the focal length"):
+            ESTIMATORS[name](x0, x1, **options)
+        return
     assert_consistent(ESTIMATORS[name](x0, x1, **options), len(x0))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("backend", BACKENDS)
 @examples(25)
-@given(seeds, st.floats(1e-320, 1e308), st.floats(1e-320, 1e308), st.floats(-1e308, 1e308))
-def test_any_camera_gives_a_pose_or_none(backend: Any, seed: int, fx: float, fy: float, cx: float) -> None:
+@given(
+    seeds,
+    st.floats(1e-320, 1e308) | st.floats(1e-4, 1e9),
+    st.floats(1e-320, 1e308) | st.floats(1e-2, 1e2),
+    st.floats(-1e308, 1e308) | st.floats(-1e3, 1e3),
+    st.floats(-1e308, 1e308) | st.floats(-1e2, 1e2),
+    st.sampled_from([1e-6, 1e-3, 1.0]),
+)
+def test_any_camera_gives_a_pose_or_none(
+    backend: Any, seed: int, f: float, aspect: float, offset: float, skew: float, threshold: float
+) -> None:
     x0, x1 = np.random.default_rng(seed).uniform(0, 500, (2, 12, 2))
-    camera = np.array([[fx, 0, cx], [0, fy, 0], [0, 0, 1]])
-    pose = result_or_refusal(estimate_pose, x0, x1, camera, K, backend=backend, max_iterations=100)
-    assert_consistent(pose, len(x0))
+    with np.errstate(over="ignore"):
+        fx, fy, s, cx = f * np.array([1, aspect, skew, offset])
+    camera = np.array([[fx, s, cx], [0, fy, 0], [0, 0, 1]])
+    for cameras in ((camera, K), (camera, camera)):
+        pose = result_or_refusal(
+            estimate_pose, x0, x1, *cameras, backend=backend, max_iterations=100, threshold=threshold
+        )
+        assert_consistent(pose, len(x0))
 
 
 everything = st.one_of(

@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
+from capsdesc.checks import real_array
 from capsdesc.geometry import (
     epipolar_distance,
     essential_from_pose,
@@ -26,6 +27,7 @@ from capsdesc.geometry import (
     sampson_distance,
     translation_error,
 )
+from capsdesc.geometry.ransac import valid_poses
 
 Array = npt.NDArray[np.float64]
 Backend = Literal["opencv", "poselib"]
@@ -408,6 +410,74 @@ def test_wrong_intrinsics_are_named(K: Array) -> None:
         estimate_pose(points, points, K, K1)
     with pytest.raises(ValueError, match="K1 "):
         fundamental_from_pose(R, T, K0, K)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ((0, 0), 1e-5, r"focal lengths of 1e-05 and \d+; expected 0\.0001 to 1e\+09"),
+        ((1, 1), 2e9, r"focal lengths of \d+ and 2e\+09; expected 0\.0001 to 1e\+09"),
+        ((1, 1), 2.0, r"focal lengths of \d+ and 2; expected the one at most 100 times the other"),
+        ((0, 1), -1e5, r"a skew of -100000; expected at most 100 times the focal length \d+"),
+        ((0, 2), 1e6, r"a principal point of \(1e\+06, \d+\); expected at most 1000 times the focal lengths"),
+        ((1, 2), -1e6, r"a principal point of \(\d+, -1e\+06\); expected at most 1000 times the focal lengths"),
+    ],
+)
+def test_intrinsics_that_no_camera_has_are_told_by_what_is_wrong(
+    place: tuple[int, int], value: float, words: str
+) -> None:
+    points = np.zeros((10, 2))
+    wrong = K0.copy()
+    wrong[place] = value
+    for name, cameras in (("K0", (wrong, K1)), ("K1", (K0, wrong))):
+        with pytest.raises(ValueError, match=f"{name} is that of no camera, with {words}"):
+            estimate_pose(points, points, *cameras)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e-3, 1.0])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cameras_at_the_limits_and_in_other_units_have_poses(backend: Backend, unit: float) -> None:
+    """Microscopes, telescopes and crops; all in micrometres, millimetres or normalised by the focal length."""
+    scale = np.diag([unit, unit, 1.0])
+    strange = np.array([[900.0, 300, -20_000], [0, 300, 30_000], [0, 0, 1]])
+    for camera in (K0, strange, np.diag([1e6, 1e6, 1.0])):
+        X = world_points()
+        x0, x1 = (project(scale @ camera, Y) for Y in (X, X @ R.T + T))
+        threshold = unit * camera[1, 1] / 1000
+        pose = estimate_pose(x0, x1, scale @ camera, scale @ camera, threshold=threshold, backend=backend)
+        assert pose is not None
+        assert rotation_error(pose.R, R) < 0.05
+        assert pose.inliers.all()
+
+
+def test_thresholds_under_which_anything_agrees_are_refused() -> None:
+    """As of points that were normalised without their threshold, or of cameras in millimetres."""
+    x0, x1 = two_views(world_points())
+    with pytest.raises(ValueError, match=r"threshold is 1, more than the focal length 0\.5 of K1"):
+        estimate_pose(x0, x1, K0, np.diag([0.5, 0.5, 1]))
+    with pytest.raises(ValueError, match=r"threshold is 500, more than the focal length 404\.969 of K0"):
+        estimate_pose(x0, x1, K0, K1, threshold=500)
+
+
+def test_matrices_that_are_no_rotations_are_no_poses() -> None:
+    t = np.array([0, 3.0, 4])
+    wrong = [np.diag([1.0, 1, -1]), 1.001 * np.eye(3), np.zeros((3, 3)), np.full((3, 3), np.nan)]
+    found = valid_poses([(R, t), *((matrix, t) for matrix in wrong), (R, np.zeros(3)), (R, np.full(3, np.inf))])
+    assert len(found) == 1
+    np.testing.assert_array_equal(found[0][1], [0, 0.6, 0.8])
+
+
+def test_arguments_of_a_pose_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+
+    def counted(value: object, name: str, shape: tuple[int | None, ...]) -> Array:
+        checked.append(name)
+        return real_array(value, name, shape)
+
+    for module in ("checks", "geometry.points", "geometry.epipolar"):
+        monkeypatch.setattr(f"capsdesc.{module}.real_array", counted)
+    assert estimate_pose(*two_views(world_points()), K0, K1) is not None
+    assert checked == ["kpts0", "kpts1", "K0", "K1"]
 
 
 def test_vanishing_translations_are_named() -> None:
