@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from capsdesc.isolation import isolated
 from capsdesc.matching.nearest import match_rows
-from capsdesc.matching.rows import descriptor_rows
-from capsdesc.matching.shift import derivatives_of, relative_shifts
+from capsdesc.matching.rows import descriptor_rows, scale_of
+from capsdesc.matching.shift import within_shift
 from capsdesc.matching.views import agreeing_views
 from capsdesc.types import Descriptors, Matches
 
@@ -69,24 +70,27 @@ def match(
         raise ValueError(f"a is on {rows_a.device} and b is on {rows_b.device}; expected one device: move one of them")
     dtype = torch.promote_types(rows_a.dtype, rows_b.dtype)
     rows_a, rows_b = rows_a.to(dtype), rows_b.to(dtype)
-    view_a, view_b = agreeing_views(rows_a, rows_b)
-    indices, distances = match_rows(rows_a[view_a], rows_b[view_b], mutual, ratio, max_distance)
+    scale = scale_of(rows_a, rows_b)
+    scaled_a, scaled_b = rows_a / scale, rows_b / scale
+    view_a, view_b = agreeing_views(scaled_a, scaled_b)
+    limit = None if max_distance is None else max_distance / scale
+    indices, distances = match_rows(scaled_a[view_a], scaled_b[view_b], mutual, ratio, limit)
+    distances = _unscaled(distances, scale)
     if max_shift is not None:
-        derivatives_a, derivatives_b = derivatives_of(a, "a", rows_a), derivatives_of(b, "b", rows_b)
-        if derivatives_a.shape[-1] != derivatives_b.shape[-1]:
-            raise ValueError(
-                f"a has derivatives of {derivatives_a.shape[-1]} dimensions and b of {derivatives_b.shape[-1]}; "
-                "expected features of one model"
-            )
-        moves = relative_shifts(
-            rows_a[view_a][indices[:, 0]],
-            rows_b[view_b][indices[:, 1]],
-            derivatives_a[view_a][indices[:, 0]],
-            derivatives_b[view_b][indices[:, 1]],
-        )
-        # Where descriptors do not change from place to place the shift is no number: nothing can be said for the pair.
-        stays = torch.linalg.vector_norm(moves, dim=1) <= max_shift
+        stays = within_shift(max_shift, (a, b), (rows_a, rows_b), (view_a, view_b), indices)
         indices, distances = indices[stays], distances[stays]
     if a_is_numpy:
         return Matches(indices.numpy(), distances.numpy())
     return Matches(indices, distances)
+
+
+def _unscaled(distances: Tensor, scale: float) -> Tensor:
+    """Distances of descriptors that were divided by a scale, refused where float32 cannot hold them."""
+    found = distances * scale
+    lost = ~found.isfinite() | ((found == 0) & (distances > 0))
+    if lost.any():
+        raise ValueError(
+            f"a and b have numbers up to {scale:g}, and float32 cannot hold the distances of {int(lost.sum())} of "
+            f"{len(lost)} matches; multiply both by one number that brings them near 1"
+        )
+    return found

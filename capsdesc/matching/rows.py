@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 from capsdesc.types import Descriptors
+
+# Powers of two that the type holds, and whose inverses it holds.
+_LARGEST_EXPONENT = {torch.float32: 125, torch.float64: 1020}
 
 
 def descriptor_rows(descriptors: Descriptors, name: str) -> tuple[Tensor, bool]:
@@ -35,6 +39,17 @@ def descriptor_rows(descriptors: Descriptors, name: str) -> tuple[Tensor, bool]:
             f"{name} has NaN or infinite values in {bad} of {finite.numel()} rows; expected finite descriptors"
         )
     return tensor, isinstance(rows, np.ndarray)
+
+
+def scale_of(*tensors: Tensor) -> float:
+    """A power of two as large as the largest number in any of the tensors, so that division by it loses no digit.
+
+    Squares of what is divided by it neither overflow nor vanish.
+    """
+    largest = max((float(tensor.abs().amax()) for tensor in tensors if tensor.numel()), default=1.0)
+    # Nor may the scale itself, or one over it.
+    limit = min(_LARGEST_EXPONENT[tensor.dtype] for tensor in tensors)
+    return math.ldexp(1.0, max(-limit, min(limit, math.frexp(largest)[1])))
 
 
 def as_torch(values: npt.NDArray[Any] | Tensor) -> Tensor:

@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
+from types import EllipsisType
+
 import torch
 from torch import Tensor
 
-from capsdesc.matching.rows import as_torch
+from capsdesc.matching.rows import as_torch, scale_of
 from capsdesc.models.maps import without_reliability
 
 MAX_SHIFT = 3.0
 """In pixels, what suits most images as `max_shift` of `match`."""
 
 
-def derivatives_of(features: object, name: str, rows: Tensor) -> Tensor:
+def within_shift(
+    max_shift: float,
+    features: tuple[object, object],
+    rows: tuple[Tensor, Tensor],
+    views: tuple[tuple[int, int] | EllipsisType, tuple[int, int] | EllipsisType],
+    indices: Tensor,
+) -> Tensor:
+    """(M,) which matches would look most alike where they are, or moved by at most so many pixels.
+
+    Args:
+        max_shift: in pixels.
+        features: those matched, with ``derivatives``.
+        rows: their descriptors, (..., N, D).
+        views: which of their views go together.
+        indices: (M, 2) of the matches.
+
+    Raises:
+        ValueError: there are no derivatives, or their shapes do not fit.
+    """
+    a, b = (_derivatives_of(one, name, own) for one, name, own in zip(features, "ab", rows, strict=True))
+    if a.shape[-1] != b.shape[-1]:
+        raise ValueError(
+            f"a has derivatives of {a.shape[-1]} dimensions and b of {b.shape[-1]}; expected features of one model"
+        )
+    (rows_a, a), (rows_b, b) = (
+        (values[view][matched] for values in both)
+        for both, view, matched in zip(((rows[0], a), (rows[1], b)), views, indices.unbind(1), strict=True)
+    )
+    moves = _relative_shifts(rows_a, rows_b, a, b)
+    # Where descriptors do not change from place to place the shift is no number: nothing can be said for the pair.
+    stays: Tensor = torch.linalg.vector_norm(moves, dim=1) <= max_shift
+    return stays
+
+
+def _derivatives_of(features: object, name: str, rows: Tensor) -> Tensor:
     """(..., N, 2, C) derivatives of descriptors, in their precision."""
     values = getattr(features, "derivatives", None)
     if values is None:
@@ -34,7 +70,7 @@ def derivatives_of(features: object, name: str, rows: Tensor) -> Tensor:
     return derivatives.to(rows)
 
 
-def relative_shifts(a: Tensor, b: Tensor, derivatives_a: Tensor, derivatives_b: Tensor) -> Tensor:
+def _relative_shifts(a: Tensor, b: Tensor, derivatives_a: Tensor, derivatives_b: Tensor) -> Tensor:
     """(M, 2) how far, by their derivatives, matched points should move against each other to look alike.
 
     The least-squares solution o of b + J o = a with the mean J of the derivatives on both sides, which makes the step
@@ -42,7 +78,9 @@ def relative_shifts(a: Tensor, b: Tensor, derivatives_a: Tensor, derivatives_b: 
     """
     if derivatives_a.shape[-1] < a.shape[-1]:
         a, b = without_reliability(a), without_reliability(b)
-    jacobian = (derivatives_a + derivatives_b) / 2
-    normal, right = jacobian @ jacobian.mT, jacobian @ (a - b)[..., None]
+    difference, jacobian = a - b, (derivatives_a + derivatives_b) / 2
+    size, slope = scale_of(difference), scale_of(jacobian)
+    difference, jacobian = difference / size, jacobian / slope
+    normal, right = jacobian @ jacobian.mT, jacobian @ difference[..., None]
     shifts: Tensor = torch.linalg.solve_ex(normal, right).result[..., 0]
-    return shifts
+    return shifts * (size / slope)

@@ -364,3 +364,58 @@ def test_points_of_other_keypoints_are_refused() -> None:
     matches = Matches(np.array([[0, 6]]), np.zeros(1, np.float32))
     with pytest.raises(ValueError, match="features1 has 5 keypoints, but the matches speak of number 6"):
         matches.points(np.zeros((7, 2)), np.zeros((5, 2)))
+
+
+@pytest.mark.parametrize("as_torch", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "exponents"), [(np.float32, (-100, -70, 30, 63, 110, 120)), (np.float64, (-100, -70, 63, 110, 120))]
+)
+def test_matches_know_no_scale(dtype: Any, exponents: tuple[int, ...], as_torch: bool) -> None:
+    """Squares of these vanish or overflow in float32. Powers of two change no digit, so results are the same."""
+    rng = np.random.default_rng(0)
+    a, moved = rng.normal(size=(2, 40, 16)).astype(dtype)
+    b = a[rng.permutation(40)] + (moved / 4).astype(dtype)
+    slopes = rng.normal(size=(2, 40, 2, 16)).astype(dtype)
+
+    def matched(scale: float) -> Matches:
+        convert: Any = torch.from_numpy if as_torch else np.asarray
+        places = convert(np.zeros((40, 2)))
+        both = [
+            Features(places, convert(scale * rows), None, None, None, (9, 9), convert(scale * slope))
+            for rows, slope in zip((a, b), slopes, strict=True)
+        ]
+        return match(*both, ratio=0.9, max_distance=float(np.float32(1.5)) * scale, max_shift=0.3)
+
+    expected = matched(1.0)
+    assert 0 < len(expected) < len(match(a, b))
+    for exponent in exponents:
+        found = matched(dtype(2.0**exponent))
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_array_equal(found.distances, np.asarray(expected.distances) * np.float32(2.0**exponent))
+
+
+def test_scale_changes_no_choice_of_views() -> None:
+    rng = np.random.default_rng(1)
+    a = rng.normal(size=(3, 2, 30, 8)).astype(np.float32)
+    b = a[2, 0] + 0.01
+    expected = match(a, b)
+    assert len(expected) == 30
+    for scale in (2.0**-100, 2.0**100):
+        np.testing.assert_array_equal(match(a * np.float32(scale), b * np.float32(scale)).indices, expected.indices)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_distances_that_no_float32_holds_are_refused(scale: float) -> None:
+    a = scale * np.random.default_rng(0).normal(size=(5, 4))
+    with pytest.raises(ValueError, match=r"a and b have numbers up to .*e[+-]\d+, and float32 cannot hold.*5 of 5"):
+        match(a, 1.5 * a, mutual=False)
+    # Distances of none are held by any type.
+    assert pairs_of(match(a / scale * 1e-150, a / scale * 1e-150)) == [(k, k) for k in range(5)]
+    assert len(match(np.zeros((2, 3)), np.zeros((3, 3)))) == 1
+
+
+def test_smallest_and_largest_numbers_of_float32() -> None:
+    limits = np.finfo(np.float32)
+    for unit in (limits.smallest_subnormal, limits.max / 8):
+        a = np.float32(unit) * np.array([[0, 1], [1, 0], [8, 8]], np.float32)
+        assert pairs_of(match(a, a[::-1].copy())) == [(0, 2), (1, 1), (2, 0)]
