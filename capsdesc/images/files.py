@@ -152,7 +152,11 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 def to_8_bits(pixels: npt.NDArray[Any]) -> UInt8Array:
     """0..65535 to 0..255, rounded to nearest."""
-    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    # Rows at a time: the sum needs more than 16 bits, and a large image has no room for it twice.
+    scaled = np.empty(pixels.shape, np.uint8)
+    for row, out in zip(pixels, scaled, strict=True):
+        out[...] = (row.astype(np.uint32) + 128) // 257
+    return scaled
 
 
 def repeat_grey(gray: UInt8Array) -> UInt8Array:

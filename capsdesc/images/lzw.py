@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 _CLEAR, _END, _FIRST = 256, 257, 258
 # Codes after a Clear have 9 bits, and get one more whenever the table is one entry short of full
@@ -23,8 +24,7 @@ def unpacked_size(stream: bytes, most: int) -> int:
         stream: codes of 9 to 12 bits, highest bit first.
         most: counting ends when there are more.
     """
-    # Three bytes hold any code.
-    padded = np.frombuffer(stream + bytes(3), np.uint8).astype(np.uint32)
+    padded = np.frombuffer(stream + bytes(3), np.uint8)
     bits = 8 * len(stream)
     size = position = runs = 0
     while position + 9 <= bits and size <= most:
@@ -32,11 +32,16 @@ def unpacked_size(stream: bytes, most: int) -> int:
         runs += 1
         if runs > 16 + size // 16:
             return -1
+        start = position >> 3
+        # Most strips begin with one.
+        if int.from_bytes(stream[start : start + 2], "big") >> (7 - (position & 7)) & 0x1FF == _CLEAR:
+            position += 9
+            continue
         places = position + _PLACES[: np.searchsorted(_PLACES, bits - position, side="right")]
         places, widths = places[:-1], _WIDTHS[: len(places) - 1]
-        first = places >> 3
-        windows = padded[first] << 16 | padded[first + 1] << 8 | padded[first + 2]
-        codes = (windows >> (24 - widths - (places & 7)) & (1 << widths) - 1).astype(np.int64)
+        # Three bytes hold any code.
+        first, second, third = (padded[(places >> 3) + k].astype(np.int64) for k in range(3))
+        codes = (first << 16 | second << 8 | third) >> (24 - widths - (places & 7)) & (1 << widths) - 1
         ends = np.flatnonzero(codes >> 1 == _CLEAR >> 1)
         count = int(ends[0]) if len(ends) else len(codes)
         if not len(ends) and count == _TABLE:
@@ -52,7 +57,7 @@ def unpacked_size(stream: bytes, most: int) -> int:
     return size
 
 
-def _total_length(codes: np.ndarray) -> int:
+def _total_length(codes: npt.NDArray[np.int64]) -> int:
     """Bytes that codes stand for, where code 258 + j is the string of codes[j] with one byte more."""
     lengths, earlier = np.ones(len(codes), dtype=np.int64), codes - _FIRST
     chained = np.flatnonzero(earlier >= 0)
