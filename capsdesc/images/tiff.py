@@ -15,11 +15,11 @@ from capsdesc.images.lzw import unpacked_size
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIP_OFFSETS, _ORIENTATION, _BANDS, _STRIP_ROWS, _STRIP_BYTES, _PLANES = 273, 274, 277, 278, 279, 284
-_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _EXTRA_SAMPLES = 322, 323, 324, 325, 338
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _EXTRA_SAMPLES, _SUBSAMPLING = 322, 323, 324, 325, 338, 530
 _TAGS = {
     *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER),
     *(_STRIP_OFFSETS, _ORIENTATION, _BANDS, _STRIP_ROWS, _STRIP_BYTES, _PLANES),
-    *(_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _EXTRA_SAMPLES),
+    *(_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _EXTRA_SAMPLES, _SUBSAMPLING),
 }
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _NONE, _LZW, _DEFLATE, _OLD_DEFLATE, _PACKBITS = 1, 5, 8, 32946, 32773
@@ -134,8 +134,6 @@ def _check_pixels(data: bytes, layout: Layout, bands: int) -> None:
     bits = layout.values(_BITS, 1)
     bits = bits if len(bits) == bands else bits[:1] * bands
     compression = layout.value(_COMPRESSION, _NONE)
-    if layout.value(_PHOTOMETRIC, 0) == _YCBCR:
-        bits = bits[:1]  # how many samples of colour come with those of light is left open
     planes = bits if layout.value(_PLANES, 1) == 2 else (sum(bits),)
     down, across = -(-height // rows), -(-layout.width // width)
     offsets = layout.values(_TILE_OFFSETS if tiled else _STRIP_OFFSETS)
@@ -146,9 +144,8 @@ def _check_pixels(data: bytes, layout: Layout, bands: int) -> None:
         plane, piece = divmod(k, down * across)
         if plane == len(planes):
             break
-        row_bytes = -(-width * planes[plane] // 8)
-        full = rows * row_bytes
-        needed = full if tiled else min(rows, height - piece * rows) * row_bytes
+        full = _bytes_of(layout, planes[plane], width, rows)
+        needed = full if tiled else _bytes_of(layout, planes[plane], width, min(rows, height - piece * rows))
         if compression == _NONE:
             whole = offset + needed <= len(data)
         else:
@@ -158,6 +155,15 @@ def _check_pixels(data: bytes, layout: Layout, bands: int) -> None:
             whole = _is_whole(strip, compression, needed, full, count)
         if not whole:
             raise ValueError(f"the TIFF file is damaged or truncated: strip or tile {k} lacks pixels")
+
+
+def _bytes_of(layout: Layout, bits: int, width: int, rows: int) -> int:
+    """Bytes of so many pixels of so many bits each, every row on bytes of its own."""
+    if layout.value(_PHOTOMETRIC, 0) == _YCBCR and layout.value(_PLANES, 1) == 1:
+        # Two samples of colour come with a block of those of light (TIFF 6.0, section 21).
+        x, y = (max(1, factor) for factor in (*layout.values(_SUBSAMPLING, 2, 2), 1)[:2])
+        return -(-width // x) * -(-rows // y) * (x * y + 2) * bits // 24
+    return rows * -(-width * bits // 8)
 
 
 def _is_whole(strip: bytes, compression: int, needed: int, full: int, count: int) -> bool:

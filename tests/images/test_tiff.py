@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,39 @@ def test_more_bands_than_an_image_has_are_counted(tmp_path: Path, bands: int, ph
     with pytest.raises(ValueError, match=rf"scan\.tif.*has {bands} bands; 1 \(grey\), 3 \(RGB\)") as error:
         read_image(path)
     assert "truncated" not in str(error.value)
+
+
+def subsampled(compression: int) -> bytes:
+    """A flat YCbCr image of 5 x 3 pixels, a colour for each block of 2 x 2, written here."""
+    blocks = np.tile(np.array([128] * 4 + [90, 200], np.uint8), 3 * 2).tobytes()
+    packed = zlib.compress(blocks) if compression == 8 else blocks
+    data = bytearray(tiff(np.zeros((3, 5, 3), np.uint8), 6, {530: [2, 2]}))
+    for tag, value in ((259, compression), (273, len(data)), (279, len(packed))):
+        field = read_layout(io.BytesIO(data)).fields[tag]
+        struct.pack_into("<" + field.form, data, field.position, value)
+    return bytes(data) + packed
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+def test_colours_may_have_fewer_samples(tmp_path: Path, compression: int) -> None:
+    data = subsampled(compression)
+    image = read_image(put(tmp_path, data))
+    # ITU-R BT.601, of Y = 128, Cb = 90 and Cr = 200.
+    expected = np.array([128 + 1.402 * 72, 128 + 0.344136 * 38 - 0.714136 * 72, 128 - 1.772 * 38])
+    assert np.abs(image - expected).max() < 2
+    with pytest.raises(ValueError, match="damaged or truncated"):
+        read_image(put(tmp_path, data[:-7]))
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "raw"])
+def test_colours_of_other_kinds_are_read(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / "scan.tif"
+    PIL.Image.fromarray(SMOOTH).convert("YCbCr").save(path, compression=compression, tiffinfo={530: (1, 1)})
+    assert np.abs(read_image(path).astype(int) - SMOOTH).max() < 5
+    PIL.Image.fromarray(SMOOTH).convert("CMYK").save(path, compression=compression)
+    assert np.abs(read_image(path).astype(int) - SMOOTH).max() < 5
+    PIL.Image.fromarray(SMOOTH).convert("1").save(path, compression=compression)
+    assert set(np.unique(read_image(path)).tolist()) == {0, 255}
 
 
 def lzw(pixels: Pixels, writer: str, **options: Any) -> bytes:
