@@ -38,11 +38,8 @@ def within_shift(
         raise ValueError(
             f"a has derivatives of {a.shape[-1]} dimensions and b of {b.shape[-1]}; expected features of one model"
         )
-    (rows_a, a), (rows_b, b) = (
-        (values[view][matched] for values in both)
-        for both, view, matched in zip(((rows[0], a), (rows[1], b)), views, indices.unbind(1), strict=True)
-    )
-    moves = _relative_shifts(rows_a, rows_b, a, b)
+    (view_a, view_b), (in_a, in_b) = views, indices.unbind(1)
+    moves = _relative_shifts(rows[0][view_a][in_a], rows[1][view_b][in_b], a[view_a][in_a], b[view_b][in_b])
     # Where descriptors do not change from place to place the shift is no number: nothing can be said for the pair.
     stays: Tensor = torch.linalg.vector_norm(moves, dim=1) <= max_shift
     return stays
