@@ -23,14 +23,7 @@ _BETWEEN_SCANS = {0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE}
 # As decoders do, whatever is no marker is passed over: stray bytes between segments, and the coded data of a scan, in
 # which 0xFF is followed by 0 or is a restart marker.
 _MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])")
-# Coded data of no meaning, with all restart markers, one of which is that which a cut scan would go on with.
-_FILLERS = tuple(
-    b"".join(
-        bytes((k * step) % 255 for k in range(1, 64)) + bytes((0xFF, 0xD0 + (first + marker) % 8))
-        for marker in range(9)
-    )
-    for first, step in enumerate((151, 44, 97, 13, 200, 71, 122, 233))
-)
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 # So much of a file has its frame header, but where a large preview stands before it.
 _HEAD_BYTES = 2**17
 
@@ -99,38 +92,45 @@ def completed(data: bytes, decode: Callable[[bytes], UInt8Array | None]) -> byte
     # No coded data contain the marker; that of a thumbnail lies before them.
     if data.find(END_OF_IMAGE, start) >= 0:
         return data
-    end = _end_of_scans(data)
-    if end is None:
+    scan = _last_scan(data)
+    if scan is None:
         return None
-    body = data[:end].rstrip(b"\xff")
+    body = data[: scan.stop].rstrip(b"\xff")
     if body.endswith(bytes(8)):  # what a broken copy left unwritten
         body = body.rstrip(b"\0\xff")
     image = decode(body + END_OF_IMAGE)
     if image is None:
         return None
-    for filler in _FILLERS:
-        other = decode(body + filler + END_OF_IMAGE)
+    restarts = _RESTART.findall(body, scan.start)
+    for step in (151, 44, 97):
+        other = decode(body + _filler(step, restarts[-1][1] + 1 if restarts else 0) + END_OF_IMAGE)
         if other is None or not np.array_equal(image, other):
             return None
     return body + END_OF_IMAGE
 
 
-def _end_of_scans(data: bytes) -> int | None:
-    """Where the last scan ends, or None if there are not those for all coefficients of all components."""
+def _filler(step: int, restart: int) -> bytes:
+    """Coded data of no meaning, with the restart markers that the scan would go on with, from this one on."""
+    meaningless = bytes(k * step % 255 for k in range(1, 64))
+    return b"".join(meaningless + bytes((0xFF, 0xD0 + (restart + k) % 8)) for k in range(9))
+
+
+def _last_scan(data: bytes) -> slice | None:
+    """Where the last scan is, or None if there are not those for all coefficients of all components."""
     frame, missing = None, {}
+    start, end = 0, len(data)
     for segment in _segments(data):
         if segment.marker in _FRAMES:
             frame = _frame(segment)
             missing = {component: set(range(64)) for component in frame.sampling}
         elif segment.marker == _START_OF_SCAN and frame:
+            start = segment.position
             for component, coefficients in _final_coefficients(segment, frame):
                 missing.get(component, set()).difference_update(coefficients)
         elif segment.marker not in _BETWEEN_SCANS:
             end = segment.position
             break
-    else:
-        end = len(data)
-    return end if frame and not any(missing.values()) else None
+    return slice(start, end) if frame and not any(missing.values()) else None
 
 
 def _segments(data: bytes) -> Iterator[_Segment]:

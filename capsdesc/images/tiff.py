@@ -1,6 +1,7 @@
 """TIFF files: their first directory, pixels as they are stored, and whether all of them are there (TIFF 6.0).
 
-What decoders make of a damaged strip is not told, so each is unpacked here first, or as good as.
+OpenCV turns pixels as the orientation tag asks, multiplies them by their alpha, and makes something of damaged strips
+without a word. So the tags are set right before it sees them, and each strip is unpacked first, or as good as.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _YCBCR = 6
 _UPRIGHT, _PREMULTIPLIED = 1, 1
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _CHUNK = 2**20
+_MOST_VALUES = 2**22  # strips or tiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,7 @@ def read_layout(file: BinaryIO) -> Layout:
         if tag not in _TAGS or tag in fields or kind not in _INTEGERS:
             continue
         form = f"{number}{_INTEGERS[kind]}"
-        if number == 0 or number > size:
+        if not 0 < number <= min(size, _MOST_VALUES):
             raise ValueError(f"the TIFF file says that tag {tag} has {number} values")
         at = position + 4 + words
         if struct.calcsize(order + form) > words:

@@ -33,7 +33,7 @@ def encoded(suffix: str, *options: int) -> bytes:
     return data.tobytes()
 
 
-FILES = {suffix: encoded(suffix) for suffix in (".png", ".jpg", ".bmp", ".tif", ".ppm", ".webp")}
+FILES = {suffix: encoded(suffix) for suffix in (".png", ".jpg", ".bmp", ".tif", ".ppm", ".ras", ".webp")}
 
 
 @examples(60)
