@@ -35,12 +35,13 @@ def tiff(pixels: Pixels, photometric: int, extra: dict[int, list[int]], order: s
         **{256: [width], 257: [height], 258: [8] * bands, 259: [1], 262: [photometric], 273: [start]},
         **{277: [bands], 278: [height], 279: [pixels.size], **extra},
     }
+    fields = {tag: values for tag, values in fields.items() if values}
     data = pixels.tobytes() + bytes(pixels.size % 2)
     head = struct.pack(order + ("HHHQ" if big else "HI"), *((43, 8, 0) if big else (42,)), start + len(data))
     entries, values = b"", b""
     behind = start + len(data) + (8 if big else 2) + len(fields) * (20 if big else 12) + struct.calcsize(word)
     for tag in sorted(fields):
-        form = "I" if tag in (256, 257, 273, 278, 279) else "H"
+        form = "I" if tag in (256, 257, 273, 278, 279, 324, 325) else "H"
         value = struct.pack(f"{order}{len(fields[tag])}{form}", *fields[tag])
         if len(value) > struct.calcsize(word):
             value, values = struct.pack(order + word, behind + len(values)), values + value
@@ -49,6 +50,20 @@ def tiff(pixels: Pixels, photometric: int, extra: dict[int, list[int]], order: s
         entries += value.ljust(struct.calcsize(word), b"\0")
     count = struct.pack(order + ("Q" if big else "H"), len(fields))
     return (b"II" if order == "<" else b"MM") + head + data + count + entries + struct.pack(order + word, 0) + values
+
+
+def tiled(pixels: Pixels, edge: int = 32) -> bytes:
+    """An (H, W, C) image in square tiles, the last ones filled up."""
+    height, width, bands = pixels.shape
+    down, across = -(-height // edge), -(-width // edge)
+    filled = np.zeros((down * edge, across * edge, bands), np.uint8)
+    filled[:height, :width] = pixels
+    tiles = filled.reshape(down, edge, across, edge, bands).swapaxes(1, 2).reshape(-1, edge, bands)
+    size, count = edge * edge * bands, down * across
+    places = [8 + k * size for k in range(count)]
+    strips: dict[int, list[int]] = {273: [], 278: [], 279: []}
+    sizes = {256: [width], 257: [height]}
+    return tiff(tiles, 2, {**sizes, **strips, 322: [edge], 323: [edge], 324: places, 325: [size] * count})
 
 
 def put(folder: Path, data: bytes) -> Path:
@@ -77,6 +92,19 @@ def test_pixels_are_those_that_colmap_has(tmp_path: Path, compression: str | Non
     assert image_size(path) == (80, 64)
     camera = pycolmap.infer_camera_from_image(str(path))
     assert (camera.width, camera.height) == (80, 64)
+
+
+def test_tiles_and_planes_are_read(tmp_path: Path) -> None:
+    path = put(tmp_path, tiled(NOISE))
+    np.testing.assert_array_equal(read_image(path), NOISE)
+    assert image_size(path) == (37, 24)
+    planes = np.ascontiguousarray(NOISE.transpose(2, 0, 1)).reshape(24, 37, 3)
+    size = 24 * 37
+    places = {284: [2], 273: [8 + k * size for k in range(3)], 279: [size] * 3}
+    np.testing.assert_array_equal(read_image(put(tmp_path, tiff(planes, 2, places))), NOISE)
+    for lacking in ({273: [8, 8 + size], 279: [size] * 2}, {273: [8, 8 + size, 10**6]}):
+        with pytest.raises(ValueError, match="TIFF file"):
+            read_image(put(tmp_path, tiff(planes, 2, {**places, **lacking})))
 
 
 @pytest.mark.parametrize("meaning", [0, 1, 2])
