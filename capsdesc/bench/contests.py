@@ -18,7 +18,7 @@ from capsdesc.evaluation.features import ViewFeatures
 from capsdesc.evaluation.methods import get_methods
 from capsdesc.evaluation.peers import import_peer
 from capsdesc.geometry import fundamental_from_pose
-from capsdesc.images import read_image, to_tensor
+from capsdesc.images import read_image, shrink, size_at_edge, to_tensor
 from capsdesc.keypoints import SIFTDetector
 from capsdesc.matching import match
 from capsdesc.models import ModelConfig, build_network
@@ -62,10 +62,10 @@ def image_of_edge(path: Path | None, edge: int, seed: int) -> UInt8Array:
     if path is None:
         return synthetic_image(edge, max(1, round(edge * 3 / 4)), seed)
     image = read_image(path)
-    factor = edge / max(image.shape[:2])
-    size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
-    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, size, interpolation=interpolation), dtype=np.uint8)
+    height, width = image.shape[:2]
+    if edge < max(width, height):
+        return shrink(image, edge)
+    return np.asarray(cv2.resize(image, size_at_edge(width, height, edge), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 def save_paper_network(folder: Path, seed: int) -> None:

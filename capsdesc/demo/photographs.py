@@ -7,11 +7,10 @@ import os
 import struct
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from capsdesc.images import read_image
+from capsdesc.images import read_image, shrink
 from capsdesc.types import UInt8Array
 
 EXAMPLE = tuple(Path(__file__).with_name(f"tankard_{k}.jpg") for k in range(2))
@@ -96,11 +95,7 @@ def read_photograph(path: str | os.PathLike[str], max_size: int) -> Photograph:
     except ValueError as error:
         raise ValueError(broken) from error
     stored.getexif()[ExifTags.Base.Orientation] = orientation
-    pixels = np.array(ImageOps.exif_transpose(stored))
-    longest = max(pixels.shape[:2])
-    if longest > max_size:
-        height, width = (max(1, round(edge * max_size / longest)) for edge in pixels.shape[:2])
-        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    pixels = shrink(np.array(ImageOps.exif_transpose(stored)), max_size)
     # EXIF's 0 stands for an unknown length.
     if film_focal:
         diagonal = float(np.hypot(*pixels.shape[:2]))

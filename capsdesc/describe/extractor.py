@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from typing import Any, overload
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,7 +17,7 @@ from capsdesc.describe.orientation import TURNS, ZOOMS, Orientation, View, check
 from capsdesc.describe.search import coarse_to_fine
 from capsdesc.describe.seeing import SeeingNetwork, Seen
 from capsdesc.devices import describing_dtype, usable_device
-from capsdesc.images import ImageLike, image_size, to_rgb, to_tensor
+from capsdesc.images import ImageLike, image_size, shrink, to_rgb, to_tensor
 from capsdesc.isolation import isolated
 from capsdesc.keypoints import Detector, get_detector
 from capsdesc.keypoints.mask import check_mask
@@ -344,12 +343,11 @@ class CAPSExtractor:
     def _resized(self, image: Tensor) -> tuple[Tensor, tuple[float, float]]:
         """The image as large as the network is to see it, and the factors along x and y that make it so."""
         height, width = image.shape[1:]
-        longest = max(width, height)
-        if self.max_size is None or longest <= self.max_size:
+        if self.max_size is None or max(width, height) <= self.max_size:
             return image, (1.0, 1.0)
-        factor = self.max_size / longest
-        smaller = (max(1, round(width * factor)), max(1, round(height * factor)))
-        return _shrink(image, smaller).to(self.device), (smaller[0] / width, smaller[1] / height)
+        smaller = shrink(image.permute(1, 2, 0).cpu().numpy(), self.max_size)
+        resized = torch.from_numpy(smaller).permute(2, 0, 1).to(self.device)
+        return resized, (smaller.shape[1] / width, smaller.shape[0] / height)
 
 
 class CAPSDetector:
@@ -444,12 +442,6 @@ def _checked_count(max_keypoints: object) -> int:
     if not _is_count(max_keypoints, least=0):
         raise ValueError(f"max_keypoints is {max_keypoints!r}; expected a number, at least 0")
     return int(max_keypoints)  # type: ignore[call-overload, no-any-return]
-
-
-def _shrink(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """A (3, H, W) image shrunk to width and height by averaging areas."""
-    pixels = cv2.resize(image.permute(1, 2, 0).cpu().numpy(), size, interpolation=cv2.INTER_AREA)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _like(values: Tensor, reference: object) -> ArrayOrTensor:

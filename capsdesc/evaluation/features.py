@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from capsdesc.evaluation.datasets import BenchmarkImage
 from capsdesc.evaluation.methods import Describer, Differentiator, Method, Pipeline, installed_version
+from capsdesc.images import shrink
 from capsdesc.io.files import atomic_path
 from capsdesc.keypoints import SIFTDetector
 from capsdesc.types import UInt8Array
@@ -77,7 +78,7 @@ class FeatureStore:
         for view in tqdm(missing, desc=f"{method.name}, {keypoints} keypoints", unit="image", disable=None):
             image = view.read()
             file_size = (image.shape[1], image.shape[0])
-            image = _shrink(image, self.max_edge)
+            image = shrink(image, self.max_edge)
             upright = np.ascontiguousarray(np.rot90(image, view.turns))
             points, arrays = _extract(method, upright, keypoints, self.max_keypoints)
             path = self._path(view, method, keypoints)
@@ -146,15 +147,6 @@ def _extract(
         descriptors, derivatives = method.describe_with_derivatives(image, detected)
         return points, {"descriptors": descriptors, "derivatives": derivatives}
     return points, {"descriptors": method.describe(image, detected)}
-
-
-def _shrink(image: UInt8Array, max_edge: int) -> UInt8Array:
-    height, width = image.shape[:2]
-    scale = max_edge / max(height, width)
-    if scale >= 1:
-        return image
-    size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _turn_back(points: npt.NDArray[np.float32], width: int, height: int, turns: int) -> npt.NDArray[np.float32]:

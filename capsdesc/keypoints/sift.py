@@ -12,12 +12,28 @@ import numpy.typing as npt
 from capsdesc.images import to_gray
 from capsdesc.isolation import isolated
 from capsdesc.keypoints.mask import check_mask, inside_mask
-from capsdesc.types import Keypoints
+from capsdesc.types import Float32Array, Keypoints, UInt8Array
 
 # OpenCV enlarges the image twofold before it detects, which moves every keypoint this far right and down. Its option
 # enable_precise_upscale does not, but enlarges unevenly: the same points are found again less often (by a hundredth of
 # matching accuracy at 3 px on the Oxford sequences).
 UPSCALING_SHIFT = np.float32(0.25)
+
+
+def sift_features(gray: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
+    """OpenCV's SIFT with its own descriptors; a point counts once for each of its orientations.
+
+    Args:
+        gray: (H, W).
+        max_keypoints: at most so many, the strongest.
+
+    Returns:
+        (N, 2) x, y in pixels, and (N, 128) descriptors.
+    """
+    found, descriptors = cv2.SIFT.create(nfeatures=max_keypoints).detectAndCompute(gray, np.empty(0, np.uint8))
+    points = np.array([keypoint.pt for keypoint in found], np.float32).reshape(-1, 2) - UPSCALING_SHIFT
+    # OpenCV has none where it finds nothing.
+    return points, np.asarray(descriptors, np.float32) if found else np.empty((0, 128), np.float32)
 
 
 @dataclass(frozen=True)

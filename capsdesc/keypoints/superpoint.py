@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from capsdesc.images import to_gray
+from capsdesc.devices import usable_device
+from capsdesc.images import shrink, to_gray
 from capsdesc.isolation import isolated
 from capsdesc.keypoints.mask import check_mask, inside_mask
 from capsdesc.types import Keypoints
@@ -72,8 +72,7 @@ class SuperPointDetector:
         if self.nms_radius is not None:
             settings["nms_radius"] = self.nms_radius
         network = _load(os.fspath(self.weights), self.revision, settings)
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        object.__setattr__(self, "_network", network.to(device))
+        object.__setattr__(self, "_network", network.to(usable_device(self.device)))
 
     @isolated()
     def detect(
@@ -99,7 +98,7 @@ class SuperPointDetector:
         gray = to_gray(image)
         if mask is not None:
             mask = check_mask(mask, gray.shape)
-        seen = self._resized(gray)
+        seen = shrink(gray, self.max_size)
         points, scores = self._detect(seen)
         # A pixel centre p of the image is (p + 0.5) * r - 0.5 in the resized one.
         resize = np.array(seen.shape[::-1]) / gray.shape[::-1]
@@ -107,15 +106,6 @@ class SuperPointDetector:
         if mask is not None:
             found = found[inside_mask(found.points, mask)]
         return found[np.argsort(-np.asarray(found.scores), kind="stable")[:max_keypoints]]
-
-    def _resized(self, gray: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        height, width = gray.shape
-        longest = max(height, width)
-        if self.max_size is None or longest <= self.max_size:
-            return gray
-        factor = self.max_size / longest
-        size = (max(1, round(width * factor)), max(1, round(height * factor)))
-        return cast("npt.NDArray[np.uint8]", cv2.resize(gray, size, interpolation=cv2.INTER_AREA))
 
     @torch.inference_mode()
     def _detect(self, gray: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from capsdesc.devices import usable_device
 from capsdesc.io.files import sweep
 from capsdesc.io.hloc import ScoredMatches, check_features, pair_name, read_features, read_names, write_matches
 from capsdesc.io.locks import sole_use
@@ -59,7 +60,7 @@ def match_listed(
 
     @functools.lru_cache(maxsize=cached)
     def features(name: str) -> Features:
-        return load(name) if device is None else _moved(load(name), torch.device(device))
+        return load(name) if device is None else _moved(load(name), usable_device(device))
 
     for names in tqdm(pairs, desc="matches", unit="pair", disable=None if progress is None else not progress):
         first, second = (features(name) for name in names)

@@ -17,7 +17,7 @@ import cv2
 import yaml
 from tqdm import tqdm
 
-from capsdesc.images import read_image
+from capsdesc.images import read_image, shrink
 from capsdesc.io.colmap import import_pycolmap
 from capsdesc.io.database import check_camera_model
 from capsdesc.io.files import atomic_path, sweep
@@ -149,9 +149,7 @@ def _gather(photographs: Path, files: Mapping[str, Path], images: Path, max_size
 
 
 def _write_shrunken(picture: Any, target: Path, max_size: int) -> None:
-    scale = max_size / max(picture.shape[:2])
-    height, width = (max(1, round(edge * scale)) for edge in picture.shape[:2])
-    small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    small = shrink(picture, max_size)
     # OpenCV does not tell when a disk is full.
     _, encoded = cv2.imencode(target.suffix, small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     with atomic_path(target) as temporary:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -312,11 +312,9 @@ class PairDataset(Dataset[TrainingPair]):
     def _candidates(self, rng: np.random.Generator, view: View) -> Array:
         """Twice as many query points as needed, SIFT keypoints first as far as the config asks."""
         config = self.config
-        grey = cv2.cvtColor(view.image, cv2.COLOR_RGB2GRAY)
-        mask = view.valid.astype(np.uint8)
-        detected = cv2.SIFT.create(contrastThreshold=0.01).detect(grey, mask)
-        sift = np.unique(np.array([k.pt for k in detected]).reshape(-1, 2), axis=0)
-        sift = rng.permutation(sift)[: round(2 * config.queries * config.sift_share)]
+        detected = SIFTDetector(contrast_threshold=0.01).detect(view.image, sys.maxsize, view.valid)
+        sift = rng.permutation(np.unique(np.asarray(detected.points, dtype=np.float64), axis=0))
+        sift = sift[: round(2 * config.queries * config.sift_share)]
         uniform = rng.uniform((0, 0), (config.width - 1, config.height - 1), (2 * config.queries, 2))
         column, row = np.rint(uniform).astype(int).T
         candidates: Array = np.concatenate([sift, uniform[view.valid[row, column]]])

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from capsdesc.keypoints import Detector, Keypoints, SIFTDetector, as_points, check_inside, get_detector
+from capsdesc.keypoints.sift import sift_features
 from capsdesc.types import ArrayOrTensor
 
 FloatArray = npt.NDArray[np.float32]
@@ -289,6 +290,22 @@ def test_pixel_zero_is_the_centre_of_the_top_left_pixel(sigma: float) -> None:
     offsets = points[nearest] - centres
     assert np.abs(offsets).max() < 0.15
     assert np.abs(offsets.mean(axis=0)).max() < 0.02
+
+
+@pytest.mark.parametrize("sigma", [1.5, 3.0])
+def test_sift_with_its_own_descriptors_lies_there_too(sigma: float) -> None:
+    image, centres = blobs(sigma)
+    gray = np.ascontiguousarray(image[..., 0])
+    points, descriptors = sift_features(gray, 10_000)
+    nearest = np.argmin(np.linalg.norm(centres[:, None] - points[None], axis=2), axis=1)
+    assert np.abs((points[nearest] - centres).mean(axis=0)).max() < 0.02
+    raw, expected = cv2.SIFT.create().detectAndCompute(gray, np.empty(0, np.uint8))
+    assert len({k.pt for k in raw}) < len(raw) == len(points)
+    np.testing.assert_array_equal(descriptors, expected)
+    strongest, _ = sift_features(gray, 5)
+    assert len(strongest) == 5
+    empty = sift_features(np.zeros((40, 50), np.uint8), 10)
+    assert [array.shape for array in empty] == [(0, 2), (0, 128)]
 
 
 def test_scale_is_the_diameter_of_the_blob() -> None:

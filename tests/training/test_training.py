@@ -504,7 +504,8 @@ def test_queries_are_sift_keypoints_and_uniform_points_as_asked(scene: Scene) ->
         assert (pair.points >= 0).all()
         assert (pair.points <= (191, 143)).all()
         keypoints, _ = sift(pair.image0)
-        distance = np.linalg.norm(pair.points[:, None] - keypoints[None], axis=2).min(1)
+        # OpenCV's own positions are a quarter of a pixel too far right and down.
+        distance = np.linalg.norm(pair.points[:, None] - (keypoints - 0.25)[None], axis=2).min(1)
         assert (distance < 1e-3).sum() == 10
 
 

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 
 from capsdesc.geometry import essential_from_pose, relative_pose, rotation_error, sampson_distance
-from capsdesc.images import read_image, to_gray
+from capsdesc.images import read_image, shrink, to_gray
+from capsdesc.keypoints.sift import sift_features
 from capsdesc.matching import match
 from capsdesc.types import Array, PosedImage
 
@@ -23,6 +24,7 @@ NEIGHBOUR_RANKS = (1, 2, 4, 8, 16)
 # SIFT hardly matches beyond this rotation in degrees.
 LARGEST_MEASURED_ROTATION = 40.0
 MEASURED_SIZE = 800
+MEASURED_POINTS = 2000
 # A match counts within this many pixels of the reduced photograph, and at this angle between its rays in degrees.
 EPIPOLAR_TOLERANCE = 1.5
 SMALLEST_ANGLE = 2.0
@@ -101,12 +103,8 @@ def _triangulated_depths(
 
 def _sift(path: Path) -> SiftFeatures:
     """(N, 2) pixels of the photograph, (N, 128) descriptors, and by how much it was reduced."""
-    gray: Array = to_gray(read_image(path))
-    scale = min(1.0, MEASURED_SIZE / max(gray.shape))
-    if scale < 1:
-        gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    keypoints, descriptors = cv2.SIFT.create(nfeatures=2000).detectAndCompute(gray, None)
-    if descriptors is None:
-        return np.empty((0, 2)), np.empty((0, 128), dtype=np.float32), scale
-    points = np.array([keypoint.pt for keypoint in keypoints], dtype=np.float64)
-    return (points + 0.5) / scale - 0.5, descriptors, scale
+    gray = to_gray(read_image(path))
+    smaller = shrink(gray, MEASURED_SIZE)
+    points, descriptors = sift_features(smaller, MEASURED_POINTS)
+    factors = np.array(smaller.shape[::-1]) / gray.shape[::-1]
+    return (points + 0.5) / factors - 0.5, descriptors, float(max(factors))
