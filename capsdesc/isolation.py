@@ -1,14 +1,17 @@
 """The caller's settings of torch and numpy end where this package begins: the same call has the same result anywhere.
 
-What is public and computes stands under :func:`isolated`.
+What is public and computes stands under :func:`isolated`. That also tells a process in which torch would hang.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -54,10 +57,39 @@ _DEFAULT_DTYPE = _OfTheProcess(torch.get_default_dtype, torch.set_default_dtype,
 _MATMUL_PRECISION = _OfTheProcess(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest")
 
 
+class _Threads:
+    """Whether this process was forked from one in which torch had computed in several threads.
+
+    Only the thread that forks lives on in the new process. GCC's OpenMP, which comes with torch for Linux, does not
+    know that, and waits for the others for ever.
+    """
+
+    def __init__(self) -> None:
+        self._used = self._lost = False
+        if sys.platform == "linux" and any((Path(torch.__file__).parent / "lib").glob("libgomp*")):
+            os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self._lost = self._lost or self._used
+
+    def use(self) -> None:
+        """Refuse to compute where that would never end; else it is remembered for processes that are forked later."""
+        if torch.get_num_threads() == 1:
+            return
+        if self._lost:
+            raise RuntimeError(
+                "this process was forked from one in which torch had computed in several threads, and torch would wait "
+                "for them for ever; start processes by 'spawn' or 'forkserver' (multiprocessing.get_context), use "
+                "capsdesc only after the fork, or call torch.set_num_threads(1) in the new process"
+            )
+        self._used = True
+
+
+_THREADS = _Threads()
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def isolated(gradients: bool | None = False) -> Callable[[_Function], _Function]:
+def isolated(gradients: bool | None = False, *, threads: bool = True) -> Callable[[_Function], _Function]:
     """A function that computes as if nobody had changed a setting, and leaves the caller's as they are.
 
     Put aside are autocast, inference mode, the default type and device of tensors, the precision of products of
@@ -67,6 +99,8 @@ def isolated(gradients: bool | None = False) -> Callable[[_Function], _Function]
 
     Args:
         gradients: whether operations are recorded for gradients; None: as the caller has it.
+        threads: whether torch has so much to compute that it takes several threads. Then the function raises a
+            RuntimeError in a process that was forked after torch had used them.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -75,6 +109,8 @@ def isolated(gradients: bool | None = False) -> Callable[[_Function], _Function]
             # What torch compiles has the settings of the time of compiling in it.
             if torch.compiler.is_compiling():
                 return function(*arguments, **options)
+            if threads:
+                _THREADS.use()
             with _settings_of_a_new_process(gradients):
                 return function(*arguments, **options)
 

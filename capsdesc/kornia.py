@@ -20,7 +20,7 @@ from capsdesc.types import Keypoints
 from capsdesc.weights import resolve
 
 
-@isolated(gradients=None)
+@isolated(gradients=None, threads=False)
 def lafs_from_keypoints(keypoints: Sequence[Keypoints], *, reach: float = 0.5) -> Tensor:
     """Keypoints of several images as kornia's frames, which turn and grow with them.
 
@@ -56,7 +56,7 @@ def _lafs(keypoints: Keypoints, reach: float) -> Tensor:
     return torch.stack([cos, -sin, points[:, 0], sin, cos, points[:, 1]], dim=1).view(-1, 2, 3)
 
 
-@isolated()
+@isolated(threads=False)
 def keypoints_from_lafs(lafs: Tensor, responses: Tensor | None = None, *, reach: float = 0.5) -> list[Keypoints]:
     """Frames of kornia as keypoints, without the zero frames that pad them.
 

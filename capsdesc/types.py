@@ -196,7 +196,7 @@ class Keypoints:
     scales: ArrayOrTensor | None = None
     angles: ArrayOrTensor | None = None
 
-    @isolated(gradients=None)
+    @isolated(gradients=None, threads=False)
     def __post_init__(self) -> None:
         points = as_points(self.points, "points")
         object.__setattr__(self, "points", points)
@@ -218,7 +218,7 @@ class Keypoints:
     def __len__(self) -> int:
         return len(self.points)
 
-    @isolated(gradients=None)
+    @isolated(gradients=None, threads=False)
     def __getitem__(self, index: int | slice | Sequence[int] | npt.NDArray[Any] | Tensor) -> Keypoints:
         """The keypoints that an integer, a slice, a mask or an array of indices selects, in every field."""
         selection: Any = [index] if isinstance(index, int | np.integer) else index
@@ -322,7 +322,7 @@ class Matches:
     def __len__(self) -> int:
         return len(self.indices)
 
-    @isolated(gradients=None)
+    @isolated(gradients=None, threads=False)
     def points(
         self, features0: Features | KeypointsLike, features1: Features | KeypointsLike
     ) -> tuple[ArrayOrTensor, ArrayOrTensor]:

@@ -233,7 +233,7 @@ def plot_epipolar_lines(
     return figure
 
 
-@isolated()
+@isolated(threads=False)
 def plot_descriptors(images: Sequence[ImageLike], dense: Sequence[DenseFeatures]) -> Figure:
     """Images beside their coarse and fine descriptor maps, similar descriptors in similar colours.
 
@@ -264,7 +264,7 @@ def plot_descriptors(images: Sequence[ImageLike], dense: Sequence[DenseFeatures]
     return figure
 
 
-@isolated()
+@isolated(threads=False)
 def plot_reliability(image: ImageLike, dense: DenseFeatures) -> Figure:
     """An image beside the reliability of its points: how likely each is to be found again, between 0 and 1.
 

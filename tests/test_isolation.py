@@ -7,6 +7,9 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
@@ -427,3 +430,48 @@ def test_kornia_s_face_compiles_in_one_graph() -> None:
     compiled = torch.compile(descriptor(), backend="eager", fullgraph=True)
     with torch.no_grad():
         assert torch.equal(compiled(pixels, lafs()), descriptor()(pixels, lafs()))
+
+
+FORKED = """
+import os, signal, sys
+import numpy as np, torch
+torch.set_num_threads(2)
+from capsdesc import CAPSExtractor, Keypoints, match
+from capsdesc.keypoints import SIFTDetector
+
+rng = np.random.default_rng(0)
+image, points = rng.integers(0, 255, (240, 320, 3), dtype=np.uint8), rng.uniform(10, 200, (50, 2))
+rows = rng.normal(size=(2000, 64)).astype(np.float32)
+SIFTDetector().detect(image, 100)
+if sys.argv[1] != "unused":
+    caps = CAPSExtractor(device="cpu")
+    caps.describe(image, points)
+process = os.fork()
+if process:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+signal.alarm(30)
+if sys.argv[1] == "one thread":
+    torch.set_num_threads(1)
+elif sys.argv[1] == "used":
+    for call in (lambda: caps.describe(image, points), lambda: match(rows, rows), lambda: CAPSExtractor(device="cpu")):
+        try:
+            call()
+        except RuntimeError as error:
+            assert "set_num_threads(1)" in str(error), error
+        else:
+            raise AssertionError("nothing was raised")
+    caps.detect(image, 100)
+    Keypoints(torch.zeros(3, 2))
+    sys.exit()
+caps = CAPSExtractor(device="cpu")
+caps.describe(image, points)
+match(rows, rows)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks as Linux does")
+@pytest.mark.parametrize("parent", ["used", "unused", "one thread"])
+def test_forked_processes_do_not_hang(parent: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", FORKED, parent], env=environment, timeout=120, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()

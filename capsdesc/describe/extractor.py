@@ -217,7 +217,7 @@ class CAPSExtractor:
             descriptors, changes = (_by_turn_and_zoom(parts) for parts in zip(*seen, strict=True))
         return _like(descriptors, points), None if changes is None else _like(_by_original(changes, resize), points)
 
-    @isolated()
+    @isolated(threads=False)
     def detect(
         self, image: ImageLike, max_keypoints: int = 2048, mask: npt.NDArray[Any] | Tensor | None = None
     ) -> Keypoints:

@@ -14,7 +14,7 @@ from capsdesc.isolation import isolated
 from capsdesc.types import Float64Array, Fundamental, Homography, Matrix, Points, RelativePose
 
 
-@isolated()
+@isolated(threads=False)
 def estimate_pose(
     kpts0: Points,
     kpts1: Points,
@@ -98,7 +98,7 @@ def estimate_pose(
     return RelativePose(R, t, inliers, essential(R, t))
 
 
-@isolated()
+@isolated(threads=False)
 def estimate_homography(
     kpts0: Points,
     kpts1: Points,
@@ -154,7 +154,7 @@ def _best_homography(
     return Homography(H / H[2, 2] if abs(H[2, 2]) > np.finfo(np.float64).eps else H, inliers)
 
 
-@isolated()
+@isolated(threads=False)
 def estimate_fundamental(
     kpts0: Points,
     kpts1: Points,

@@ -65,7 +65,7 @@ class SIFTDetector:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
-    @isolated()
+    @isolated(threads=False)
     def detect(
         self, image: npt.NDArray[np.uint8], max_keypoints: int, mask: npt.NDArray[Any] | None = None
     ) -> Keypoints:
