@@ -34,6 +34,7 @@ from capsdesc import (
     estimate_homography,
     estimate_pose,
     geometry,
+    images,
     match,
     visualization,
 )
@@ -117,6 +118,11 @@ def dense() -> Any:
 @functools.cache
 def descriptor() -> CAPSDescriptor:
     return CAPSDescriptor()
+
+
+@functools.cache
+def pixels_in_torch() -> Tensor:
+    return torch.as_tensor(image()).permute(2, 0, 1) / 255
 
 
 @functools.cache
@@ -264,6 +270,11 @@ CALLS: dict[str, Callable[[], Any]] = {
         visualization.plot_matches(image(), image(4), keypoints(), keypoints(tensors=True))
     ),
     "visualization.plot_reliability": lambda: pixels_of(visualization.plot_reliability(image(), dense())),
+    "images.to_gray": lambda: images.to_gray(pixels_in_torch()),
+    "images.to_rgb": lambda: [images.to_rgb(pixels_in_torch()), images.to_rgb(image()[..., 0])],
+    "images.to_tensor": lambda: [images.to_tensor(image()), images.to_tensor(pixels_in_torch())],
+    "images.shrink": lambda: images.shrink(image(), 50),
+    "images.image_size": lambda: images.image_size(pixels_in_torch()),
     "weights.resolve": lambda: dict(resolve().state_dict),
     "weights.Weights.build": lambda: [*resolve().build().parameters()],
 }
@@ -298,8 +309,8 @@ def test_every_public_name_is_here() -> None:
         *public(visualization, prefix="visualization."),
         *(f"geometry.{name}" for name in functions if name not in capsdesc.__all__),
     }
-    others = {"keypoints.SIFTDetector.detect", "weights.resolve", "weights.Weights.build"}
-    assert set(CALLS) - others == expected
+    others = ("images.", "keypoints.", "weights.")
+    assert {name for name in CALLS if not name.startswith(others)} == expected
 
 
 def leaves(value: Any) -> Iterator[Any]:
@@ -381,6 +392,16 @@ def test_gradients_flow_through_kornia_s_face_whatever_the_settings() -> None:
             torch.testing.assert_close(gradient(), fresh)
     with torch.no_grad():
         assert not descriptor()(pixels.clone().requires_grad_(), lafs()).requires_grad
+
+
+@pytest.mark.parametrize("world", [world for world in WORLDS if world != "inference mode"])
+def test_maps_are_read_alike_whatever_the_settings(world: str) -> None:
+    """They take part in what the caller computes, gradients included; inference mode makes tensors of its own."""
+    points = cast(Tensor, keypoints(tensors=True).points)[None]
+    read = [dense().describe(points), dense().coarse.columns, dense().fine.rows]
+    with WORLDS[world]():
+        again = [dense().describe(points), dense().coarse.columns, dense().fine.rows]
+    assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(read, again, strict=True))
 
 
 def test_isolated_functions_record_gradients_as_they_are_told() -> None:

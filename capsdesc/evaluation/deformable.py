@@ -1,4 +1,7 @@
-"""Deformable convolution in plain torch, for where torchvision's compiled operators are not at hand."""
+"""Deformable convolution in plain torch, for where torchvision's compiled operators are not at hand.
+
+Kornia 0.9 has one of its own, but needs Python 3.11, and older ones serve here too.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from capsdesc.images.files import check_size, read_image, repeat_grey, size_of_file, to_8_bits
+from capsdesc.isolation import isolated
 from capsdesc.types import UInt8Array
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def to_rgb(image: ImageLike, *, name: str = "image") -> UInt8Array:
     raise _not_an_image(image, name)
 
 
+@isolated()
 def to_tensor(image: ImageLike, device: torch.device | str | None = None, *, name: str = "image") -> Tensor:
     """Any accepted form of an image as a float tensor.
 

@@ -29,6 +29,7 @@ import capsdesc
 from capsdesc.commands.train import main
 from capsdesc.geometry import epipolar_distance, fundamental_from_pose, relative_pose
 from capsdesc.io.colmap import read_model
+from capsdesc.isolation import isolated
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.training.augmentation import AugmentationConfig, augment
 from capsdesc.training.checkpoint import BEST, CHECKPOINT, CONFIG, LOG
@@ -985,6 +986,36 @@ def test_the_weights_that_match_best_come_out(scene: Scene, tmp_path: Path) -> N
     assert not network.training
     last = torch.load(tmp_path / CHECKPOINT, weights_only=True)["network"]
     assert not torch.equal(last["fine_head.weight"], network.state_dict()["fine_head.weight"])
+
+
+def test_training_knows_no_settings_of_its_caller(scene: Scene, tmp_path: Path) -> None:
+    config = TrainingConfig(
+        model=ModelConfig(encoder="resnet18", decoder_dim=16, coarse_dim=16, fine_dim=15),
+        data=DATA,
+        steps=2,
+        batch_size=2,
+        precision="float32",
+    )
+    pairs = PairDataset([scene], [], config.data, seed=0, length=config.steps * config.batch_size)
+
+    def trained(folder: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        network = isolated()(build_network)(config.model)
+        outcome = train(config, network, pairs, None, tmp_path / folder, device=torch.device("cpu"), workers=0)
+        assert outcome.finished
+        return network.state_dict()
+
+    expected = trained("fresh")
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu"), np.errstate(all="raise"):
+            found = trained("elsewhere")
+    finally:
+        torch.set_default_dtype(default)
+    for name, values in expected.items():
+        assert values.dtype == found[name].dtype
+        assert torch.equal(values, found[name])
 
 
 def test_an_encoder_needs_photographs_only_where_its_normalization_was_folded(
