@@ -86,6 +86,9 @@ def train(
     if config.batch_size % share[1]:
         raise ValueError(f"batch_size is {config.batch_size}; expected a multiple of the {share[1]} processes")
     dtype = network_dtype(config.precision, device)
+    precision = str(dtype).removeprefix("torch.")
+    if config.precision == "auto":
+        logger.info("precision auto is %s on this %s", precision, device.type)
     network = network.to(  # type: ignore[call-overload]
         device=device, memory_format=training_format(device, dtype)
     ).train()
@@ -123,7 +126,7 @@ def train(
             average.update(step)
             step += 1
             now = time.monotonic()
-            row: dict[str, Any] = {"step": step, "seconds": round(now - step_start, 3)}
+            row: dict[str, Any] = {"step": step, "seconds": round(now - step_start, 3), "precision": precision}
             row |= {name: round(value, 5) for name, value in parts.items()}
             if monitor is not None and (step % EVERY == 0 or step == config.steps):
                 rates = {group["name"]: group["lr"] for group in optimizer.param_groups}

@@ -139,6 +139,8 @@ def _training(
     done = log[-1]["step"] if log else 0
     steps = f"{settings['steps']} steps" if done == settings["steps"] else f"{done} of {settings['steps']} steps"
     minutes = sum(row["seconds"] for row in log if row["step"] > 0) / 60
+    types = " and ".join(sorted({row["precision"] for row in log if "precision" in row} - {settings["precision"]}))
+    precision = f"{settings['precision']} ({types})" if types else settings["precision"]
     pairs = "posed photographs two by two"
     if data["planar_share"] > 0:
         planar = f"{100 * data['planar_share']:g} % of the pairs are homographies of one of {photographs} photographs"
@@ -147,7 +149,7 @@ def _training(
         f"- **Start**: {start}.",
         f"- **Supervision**: camera poses; {pairs}.",
         f"- **Training**: {steps} of {settings['batch_size']} pairs, views of {data['width']} x {data['height']}, "
-        f"learning rate {optimizer['learning_rate']:g} ({optimizer['schedule']}), precision {settings['precision']}, "
+        f"learning rate {optimizer['learning_rate']:g} ({optimizer['schedule']}), precision {precision}, "
         f"seed {settings['seed']}; {minutes:.3g} minutes of computing."
         + (f" The weights are a moving average (decay {settings['ema']:g})." if settings["ema"] else ""),
         "- **All settings** are in `training.yaml`, every step in `log.jsonl`. The command:",

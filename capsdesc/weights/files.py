@@ -29,7 +29,7 @@ PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt", ".pth.tar")
 DTYPES = (torch.float32, torch.float16)
 
 # DistributedDataParallel and DataParallel, and torch.compile.
-_WRAPPERS = ("module.", "_orig_mod.")
+_WRAPPERS = ("module.", "_orig_mod.", "net.module.", "net._orig_mod.")
 # Batch normalisation's count of training batches: nothing computes with it, so it is neither required nor kept.
 _COUNTER = "num_batches_tracked"
 

@@ -44,7 +44,7 @@ def test_a_run_can_be_watched(scene: Path, tmp_path: Path) -> None:
     assert main(arguments(scene, tmp_path, "validate_every=6", "optimizer.encoder_factor=0.5", steps=12)) == 0
     read, rows = events(tmp_path), {row["step"]: row for row in log_rows(tmp_path)}
     for name, value in rows[12].items():
-        if name not in ("step", "validation"):
+        if name not in ("step", "precision", "validation"):
             shown = curve(read, f"training/{name}")
             assert sorted(shown) == [10, 12]
             assert shown[12] == pytest.approx(value, abs=2e-5)

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 import capsdesc
 from capsdesc.commands.train import main
+from capsdesc.devices import fastest_dtype
 from capsdesc.geometry import epipolar_distance, fundamental_from_pose, relative_pose
 from capsdesc.io.colmap import read_model
 from capsdesc.isolation import isolated
@@ -733,6 +734,9 @@ def test_a_run_leaves_a_model_a_log_and_its_settings(finished_run: Path) -> None
     config = TrainingConfig.from_yaml((finished_run / CONFIG).read_text())
     assert (config.steps, config.batch_size, config.data.size) == (STEPS, 2, (96, 64))
     rows = log_rows(finished_run)
+    # What "auto" is here.
+    computed_in = str(fastest_dtype(torch.device("cpu"))).removeprefix("torch.")
+    assert {row["precision"] for row in rows if row["step"]} == {computed_in}
     assert [row["step"] for row in rows] == list(range(STEPS + 1))
     assert [row["step"] for row in rows if "validation" in row] == [0, 4, 8]
     for row in rows[1:]:
@@ -881,7 +885,7 @@ def test_one_part_alone_is_trained_and_all_else_stays(
     after = load_file(tmp_path / "head" / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert {name.split(".")[0] for name in after if name not in before} == {"keypoint_head"}
-    assert set(log_rows(tmp_path / "head")[1]) - {"validation"} == {"step", "loss", "keypoints"}
+    assert set(log_rows(tmp_path / "head")[1]) - {"validation"} == {"step", "precision", "loss", "keypoints"}
     command[command.index("-o") + 1] = str(tmp_path / "stopped")
     for limit in (["--max-minutes", "0"], []):
         assert main([*command, "--weights", str(finished_run), *limit]) == 0

@@ -131,6 +131,19 @@ def test_card_of_a_run_that_ended_before_its_first_validation() -> None:
     assert "no pair was held out" not in text
 
 
+def test_card_says_which_type_the_fastest_was() -> None:
+    def told(*types: str, precision: str = "auto") -> str:
+        log = [{"step": k, "seconds": 1, "precision": name} for k, name in enumerate(types, start=1)]
+        return prose(card(settings=settings(steps=9, precision=precision), log=log))
+
+    assert "precision auto (bfloat16), seed" in told("bfloat16", "bfloat16")
+    # Gone on with on another machine.
+    assert "precision auto (bfloat16 and float32), seed" in told("bfloat16", "float32")
+    assert "precision float32, seed" in told("float32", precision="float32")
+    # A log of an earlier version.
+    assert "precision auto, seed" in prose(card(settings=settings(steps=9, precision="auto")))
+
+
 def test_card_tells_when_the_scenes_are_the_trained_ones() -> None:
     text = card(held_out=[SceneSummary("barn", 40, 13)])
     assert "on new scenes expect less" in text

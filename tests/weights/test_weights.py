@@ -343,7 +343,10 @@ def test_converting_an_official_checkpoint(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[key]) for key, tensor in weights.state_dict.items())
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.net."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.net.", "net.module.", "module.net._orig_mod."],
+)
 def test_names_that_wrappers_of_torch_put_before_every_key(tmp_path: Path, prefix: str) -> None:
     torch.manual_seed(0)
     state = build_network(ModelConfig.paper("resnet18")).state_dict()
