@@ -87,7 +87,7 @@ def parse(words: list[str]) -> None:
     if words[:2] == ["capsdesc-train", "prepare"]:
         prepare.build_parser().parse_args(words[2:])
     elif words[0] == "capsdesc":
-        cli.build_parser().parse_args(words[1:])
+        cli.build_parser(words[1]).parse_args(words[1:])
     else:
         training_cli.build_parser().parse_args(words[1:])
 

@@ -45,7 +45,6 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "bench",
-        help="measure time and memory beside peers",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

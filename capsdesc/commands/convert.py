@@ -13,7 +13,6 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Register ``convert`` among the subcommands of ``capsdesc``; its ``run`` takes the parsed arguments."""
     parser = commands.add_parser(
         "convert",
-        help="an official CAPS checkpoint to safetensors",
         description="Read an official CAPS checkpoint (.pth) strictly and write config.json and model.safetensors.",
     )
     parser.add_argument("checkpoint", type=Path)

@@ -23,9 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     Args:
         subparsers: what :meth:`argparse.ArgumentParser.add_subparsers` returned.
     """
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "demo", help="look at two photographs in the browser", description=DESCRIPTION
-    )
+    parser: argparse.ArgumentParser = subparsers.add_parser("demo", description=DESCRIPTION)
     for k, default in enumerate(EXAMPLE):
         parser.add_argument(
             f"--image{k}", type=Path, default=default, metavar="PATH", help="to begin with (default: an example)"

@@ -40,7 +40,6 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "eval",
-        help="measure descriptors on benchmarks",
         description=DESCRIPTION.format(layouts="\n".join(f"  {kind:12} {layout}" for kind, layout in LAYOUTS.items())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -25,7 +25,6 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """
     parser: argparse.ArgumentParser = commands.add_parser(
         "export",
-        help="the network as an ONNX file",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -23,7 +23,6 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Register ``extract`` among the subcommands of ``capsdesc``; its ``run`` takes the parsed arguments."""
     parser = commands.add_parser(
         "extract",
-        help="keypoints and descriptors of images, for numpy or for hloc",
         description="Detect and describe keypoints. Images whose features are in the output are passed over, so a run "
         "that was stopped is continued by the same command. An image that cannot be read is reported and left out; "
         "the others are described, and the exit code is 1.",

@@ -22,7 +22,6 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Register ``locate`` among the subcommands of ``capsdesc``; its ``run`` takes the parsed arguments."""
     parser = commands.add_parser(
         "locate",
-        help="find points of one image in another",
         description="Where are these points of image0 in image1? Prints a line of x0,y0,x1,y1,std for each.",
     )
     add_pair_options(parser)

@@ -53,9 +53,7 @@ for each pair. With intrinsics the relative pose is estimated, without them a ho
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Register ``match`` among the subcommands of ``capsdesc``; its ``run`` takes the parsed arguments."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "match", help="match images, estimate their geometry, draw it", description=DESCRIPTION
-    )
+    parser: argparse.ArgumentParser = commands.add_parser("match", description=DESCRIPTION)
     parser.add_argument("image0", type=Path, metavar="image0|FOLDER")
     parser.add_argument("image1", type=Path, nargs="?")
     parser.add_argument("--pairs", type=Path, metavar="TXT", help="of the folder: two names of images on each line")

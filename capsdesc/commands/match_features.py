@@ -23,7 +23,6 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Register ``match-features`` among the subcommands of ``capsdesc``; its ``run`` takes the parsed arguments."""
     parser = commands.add_parser(
         "match-features",
-        help="match listed pairs of images in a features file of hloc",
         description="Match pairs of images whose features `capsdesc extract -o FEATURES.h5` wrote, or hloc. "
         "A pair listed in both orders is matched once. A pair that cannot be matched or kept is reported and left out; "
         "the others are matched, and the exit code is 1.",

@@ -13,8 +13,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import capsdesc
 
 _PACKAGE = Path(__file__).parents[1]
@@ -97,6 +95,8 @@ def is_expected(error: Exception) -> bool:
     So do errors of the system, and those that a ``raise`` of this package speaks: their messages say what to do. A
     ValueError out of numpy, say, or a KeyError tells that something was not checked.
     """
+    import torch  # not above: it takes seconds, and help needs none
+
     if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
         return True
     if not isinstance(error, ValueError | ImportError | ArithmeticError | RuntimeError):

@@ -21,9 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     Args:
         subparsers: what :meth:`argparse.ArgumentParser.add_subparsers` returned.
     """
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "publish", help="upload a model to the Hugging Face hub", description=DESCRIPTION
-    )
+    parser: argparse.ArgumentParser = subparsers.add_parser("publish", description=DESCRIPTION)
     parser.add_argument("folder", type=Path, help="with the model and its card, such as capsdesc-train writes")
     parser.add_argument("repository", metavar="org/name", help="on the hub; made if it does not exist")
     parser.add_argument("--private", action="store_true", help="make the repository private")

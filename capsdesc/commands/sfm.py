@@ -27,7 +27,6 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Register ``sfm`` among the subcommands of ``capsdesc``; its ``run`` takes the parsed arguments."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "sfm",
-        help="reconstruct cameras and a sparse model from photographs, with COLMAP",
         description="Reconstruct photographs by structure from motion: CAPS describes their keypoints, COLMAP verifies "
         "the matches and maps. Writes a COLMAP database and models. Run the same command again to resume.",
     )

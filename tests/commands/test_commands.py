@@ -36,6 +36,7 @@ from capsdesc.models import ModelConfig, build_network
 from capsdesc.types import Array
 from capsdesc.weights import resolve
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(capsdesc.__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
 Pixels = npt.NDArray[np.uint8]
 Capture = pytest.CaptureFixture[str]
 
@@ -650,20 +651,40 @@ def test_a_mistake_keeps_its_traceback_and_an_error_is_one_line(capsys: Capture)
     assert capsys.readouterr().err == "capsdesc: interrupted\n"
 
 
-def test_every_command_has_the_common_options() -> None:
-    (subparsers,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert len(subparsers.choices) == len(COMMANDS)
-    for parser in subparsers.choices.values():
-        assert {"--quiet", "--verbose", "--debug"} <= set(parser._option_string_actions)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_the_common_options(name: str) -> None:
+    (subparsers,) = (action for action in build_parser(name)._actions if isinstance(action, argparse._SubParsersAction))
+    assert list(subparsers.choices) == list(COMMANDS)
+    assert {"--quiet", "--verbose", "--debug"} <= set(subparsers.choices[name]._option_string_actions)
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_is_there_without_networks(argument: str) -> None:
+    code = f"""
+import sys
+from capsdesc.commands.main import main
+try:
+    main([{argument!r}])
+except SystemExit as end:
+    assert end.code == 0
+    print("loaded", *sys.modules)
+"""
+    said, _, loaded = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, check=True, capture_output=True, text=True
+    ).stdout.rpartition("loaded ")
+    assert set(loaded.split()).isdisjoint({"torch", "numpy", "cv2", "scipy"})
+    if argument == "--help":
+        assert all(re.search(rf"^    {name} +\w", said, re.MULTILINE) for name in COMMANDS)
+    else:
+        assert said == f"capsdesc {capsdesc.__version__}\n"
 
 
 # The command as a process of its own
 
 
 def capsdesc_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(capsdesc.__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "capsdesc.commands.main", *arguments], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "capsdesc.commands.main", *arguments], env=ENVIRONMENT, capture_output=True, text=True
     )
 
 
