@@ -26,7 +26,10 @@ CELL = 8
 # Below this chance of being drawn again a cell counts less and less: it may show nothing that could be found.
 FLOOR = 0.03
 # Weights of the loss's parts beside the agreement of draws.
-PLACE, RANK = 0.5, 0.5
+PLACE, RANK = 1.0, 1.0
+# A keypoint is ranked as one that is found again if its match lies within this distance, in pixels: on an edge, along
+# which it may slip, it does not.
+RANK_RADIUS = 1.0
 
 
 def keypoint_loss(
@@ -179,14 +182,14 @@ def _fates(
         rows, partners = matches[:, mine], matches[:, theirs]
         if not bool(supervision.planar[pair]):
             off = epipolar_distance(own.points[None, rows], other.points[None, partners], F_[None])[0]
-            yield own.logits[rows], off.detach() <= radius, own.logits[:0]
+            yield own.logits[rows], off.detach() <= RANK_RADIUS, own.logits[:0]
             continue
         places = transfer(own.points[None], H[None])[0]
         seen = ((places >= 0) & (places <= places.new_tensor(features0.image_size) - 1)).all(-1)
         off = (places[rows] - other.points[partners]).norm(dim=-1)
         is_right = off.detach() <= radius
         right = torch.zeros_like(seen)
-        right[rows] = is_right
+        right[rows] = off.detach() <= RANK_RADIUS
         yield own.logits[seen], right[seen], off[is_right & seen[rows]]
 
 
