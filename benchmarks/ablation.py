@@ -18,6 +18,10 @@ from capsdesc.io.files import atomic_path
 
 _NO_RELIABILITY = ("model.reliability=false", "model.fine_dim=128", "loss.reliability=0")
 _PAPER_LOSSES = ("data.planar_share=0", "loss.contrastive=0", "loss.matching=0", *_NO_RELIABILITY)
+_NO_LIGHT = ("data.augmentation.gamma=0", *(f"data.augmentation.{name}=0" for name in ("white_balance", "night")))
+_NO_LIGHT += tuple(f"data.augmentation.{name}=0" for name in ("shadow", "lamp", "haze"))
+_NO_SENSOR = ("data.augmentation.sensor=0", "data.augmentation.style=0")
+_NO_POOR_CAMERA = tuple(f"data.augmentation.{name}=0" for name in ("resample", "blur", "motion", "noise", "jpeg"))
 # The changes to the default recipe of each run.
 RUNS: dict[str, tuple[str, ...]] = {
     "the whole recipe": (),
@@ -32,6 +36,11 @@ RUNS: dict[str, tuple[str, ...]] = {
         "data.planar_zoom=[1,1]",
     ),
     "no photometric augmentation": ("data.augmentation=null",),
+    "no other light": _NO_LIGHT,
+    "no other sensor and style": _NO_SENSOR,
+    "no poor camera": _NO_POOR_CAMERA,
+    "jitter of colours alone": (*_NO_LIGHT, *_NO_SENSOR, *_NO_POOR_CAMERA),
+    "a quarter of the keypoints": ("data.keypoints=384",),
     "no averaged weights": ("ema=0",),
     "the paper's losses and pairs": _PAPER_LOSSES,
     "the same, raw features": (*_PAPER_LOSSES, "model.normalize=false"),
@@ -46,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder", required=True, help="as of capsdesc-train")
     parser.add_argument("--oxford", type=Path, required=True, help="the eight sequences of Oxford affine")
     parser.add_argument("--strecha", type=Path, required=True, help="the three scenes of Strecha")
+    parser.add_argument("--change", type=Path, help="pairs over other light and sensors, in HPatches' layout")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--size", type=int, nargs=2, default=(224, 160), metavar=("W", "H"), help="of training views")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the runs and table.md")
@@ -74,15 +84,20 @@ def _train(options: argparse.Namespace, model: Path, changes: Sequence[str]) -> 
 def _evaluate(options: argparse.Namespace, models: dict[str, Path]) -> str:
     weights = [argument for model in models.values() for argument in ("--weights", str(model))]
     benchmarks = ["oxford", str(options.oxford), "strecha", str(options.strecha)]
+    benchmarks += [] if options.change is None else ["hpatches", str(options.change)]
     _run("capsdesc.commands.main", "eval", *benchmarks, "--methods", "caps", *weights, "-o", str(options.out / "eval"))
     results = json.loads((options.out / "eval" / "results.json").read_text(encoding="utf-8"))["results"]
-    head = ("run", "upright, MMA at 3 px", "matches", "all eight, MMA at 3 px", "Strecha, AUC at 5 degrees")
-    rows = [head, ("---",) * len(head)]
+    head = ["run", "upright, MMA at 3 px", "matches", "all eight, MMA at 3 px", "Strecha, AUC at 5 degrees"]
+    head += [] if options.change is None else ["change, MMA at 3 px"]
+    rows = [head, ["---"] * len(head)]
     for name, model in models.items():
         oxford, strecha = (_summary(results, kind, model) for kind in ("oxford", "strecha"))
         upright, every = oxford["upright"], oxford["all"]
-        figures = (f"{upright['mma@3']:.3f}", f"{upright['matches']:.0f}", f"{every['mma@3']:.3f}")
-        rows.append((name, *figures, f"{strecha['all']['auc@5']:.3f}"))
+        row = [name, f"{upright['mma@3']:.3f}", f"{upright['matches']:.0f}", f"{every['mma@3']:.3f}"]
+        row.append(f"{strecha['all']['auc@5']:.3f}")
+        if options.change is not None:
+            row.append(f"{_summary(results, 'hpatches', model)['all']['mma@3']:.3f}")
+        rows.append(row)
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
