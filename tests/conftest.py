@@ -57,6 +57,18 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path
 
 
 @pytest.fixture(scope="session")
+def keypoint_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights with every head, that of keypoints among them."""
+    config = ModelConfig(fine_dim=127, reliability=True, keypoints=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_network(config)
+    folder = tmp_path_factory.mktemp("keypoints") / "model"
+    save_pretrained(folder, config, network.state_dict())
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shifted_pair() -> tuple[Pixels, Pixels, npt.NDArray[np.float64]]:
     """Two (240, 320, 3) windows of one texture, and what takes points of the first to the second.
 

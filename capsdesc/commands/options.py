@@ -7,7 +7,7 @@ from pathlib import Path
 
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.describe.orientation import ORIENTATIONS
-from capsdesc.keypoints import DETECTORS
+from capsdesc.keypoints import DEFAULT_DETECTOR, DETECTORS, OWN
 from capsdesc.matching import MAX_SHIFT
 
 
@@ -54,11 +54,12 @@ def add_max_keypoints_option(parser: argparse._ActionsContainer, default: int = 
 
 def add_detector_option(parser: argparse.ArgumentParser) -> None:
     """Add the option that chooses the detector, for :func:`extractor_of`."""
+    without = ", or sift with weights that find none" if DEFAULT_DETECTOR == OWN else ""
     parser.add_argument(
         "--detector",
         choices=DETECTORS,
-        default="sift",
-        help="of keypoints (%(default)s); superpoint gets Magic Leap's weights, for non-commercial research only",
+        help="of keypoints: caps, the network's own, with weights that find some; sift; superpoint, which gets Magic "
+        f"Leap's weights, for non-commercial research only (default: {DEFAULT_DETECTOR}{without})",
     )
 
 
@@ -103,6 +104,6 @@ def add_seed_option(parser: argparse.ArgumentParser, of: str) -> None:
     parser.add_argument("--seed", type=int, default=0, help=f"of {of} (%(default)s)")
 
 
-def extractor_of(options: argparse.Namespace, detector: str = "sift") -> CAPSExtractor:
-    """The extractor that the options of :func:`add_network_options` choose, with this detector."""
+def extractor_of(options: argparse.Namespace, detector: str | None = "sift") -> CAPSExtractor:
+    """The extractor that the options of :func:`add_network_options` choose, with this detector or the default."""
     return CAPSExtractor(options.weights, detector=detector, device=options.device, max_size=options.max_size)

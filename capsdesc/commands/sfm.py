@@ -13,6 +13,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from capsdesc.commands.options import (
+    add_detector_option,
     add_max_keypoints_option,
     add_max_shift_option,
     add_network_options,
@@ -33,6 +34,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("photographs", type=Path, help="folder of the photographs, subfolders included")
     parser.add_argument("out", type=Path, help="folder for features/, database.db, sparse/ and summary.json")
     add_max_keypoints_option(parser, SfmConfig.max_keypoints)
+    add_detector_option(parser)
     add_orientation_option(parser)
     add_ratio_option(parser, SfmConfig.ratio)
     add_max_shift_option(parser, SfmConfig.max_shift)
@@ -73,7 +75,9 @@ def run(options: argparse.Namespace) -> int:
     if options.threads > 0:
         torch.set_num_threads(options.threads)
     with logging_redirect_tqdm():
-        extractor = sfm_extractor(options.weights, device=options.device, max_size=options.max_size)
+        extractor = sfm_extractor(
+            options.weights, detector=options.detector, device=options.device, max_size=options.max_size
+        )
         found = reconstruct(options.photographs, options.out, extractor, config, threads=options.threads)
         results = {"caps": found}
         if options.compare == "sift":

@@ -19,7 +19,7 @@ from capsdesc.describe.seeing import SeeingNetwork, Seen
 from capsdesc.devices import describing_dtype, usable_device
 from capsdesc.images import ImageLike, image_size, shrink, to_rgb, to_tensor
 from capsdesc.isolation import isolated
-from capsdesc.keypoints import Detector, get_detector
+from capsdesc.keypoints import OWN, Detector, default_detector, get_detector
 from capsdesc.keypoints.mask import check_mask
 from capsdesc.models import DenseFeatures, ModelConfig
 from capsdesc.types import (
@@ -44,10 +44,12 @@ class CAPSExtractor:
     Args:
         weights: None for the bundled default, which needs no network; else the name of a bundled model, a local file or
             folder, ``"org/name[@revision]"`` on the Hugging Face hub, or :class:`capsdesc.weights.Weights` as read.
-        detector: finds keypoints for :meth:`detect` and :meth:`extract`: ``"caps"``, the network's own, where the model
-            has them; ``"sift"``; ``"superpoint"`` (see :class:`capsdesc.keypoints.SuperPointDetector`, also for its
-            weights' licence); or an object with a ``detect`` method, see :class:`capsdesc.keypoints.Detector`. Not
-            needed to describe points of one's own.
+        detector: finds keypoints for :meth:`detect` and :meth:`extract`; not needed to describe points of one's own.
+            ``"caps"``, the network's own, where the model has them (see :class:`CAPSDetector`); ``"sift"``;
+            ``"superpoint"`` (see :class:`capsdesc.keypoints.SuperPointDetector`, also for its weights' licence); or an
+            object with a ``detect`` method, see :class:`capsdesc.keypoints.Detector`. None:
+            :data:`capsdesc.keypoints.DEFAULT_DETECTOR`, or ``"sift"`` where that is ``"caps"`` and the model has no
+            keypoints, which is logged.
         device: where the network runs, for example ``"cuda"``. None: a CUDA GPU if there is one, else the CPU.
         dtype: what the network computes in: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``. None:
             bfloat16 on CPUs that are faster in it, float32 elsewhere. Descriptors are always float32.
@@ -67,7 +69,7 @@ class CAPSExtractor:
         self,
         weights: Weights | str | os.PathLike[str] | None = None,
         *,
-        detector: str | Detector = "sift",
+        detector: str | Detector | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         max_size: int | None = None,
@@ -84,7 +86,9 @@ class CAPSExtractor:
         self._seeing = SeeingNetwork(
             self.weights, self.device, self.dtype, bool(reliability) and self.weights.config.reliability
         )
-        self.detector: Detector = CAPSDetector(self) if detector == "caps" else get_detector(detector, self.device)
+        if detector is None:
+            detector = default_detector(self.config.keypoints, self.source)
+        self.detector: Detector = CAPSDetector(self) if detector == OWN else get_detector(detector, self.device)
 
     @classmethod
     @isolated()

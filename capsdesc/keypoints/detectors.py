@@ -1,7 +1,8 @@
-"""What a detector is, and the ones that have a name."""
+"""What a detector is, the ones that have a name, and which of them is the default."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ import torch
 from capsdesc.keypoints.sift import SIFTDetector
 from capsdesc.keypoints.superpoint import SuperPointDetector
 from capsdesc.types import Keypoints
+
+logger = logging.getLogger(__name__)
 
 
 class Detector(Protocol):
@@ -36,8 +39,27 @@ _DETECTORS: Mapping[str, Callable[[torch.device | str | None], Detector]] = {
     "superpoint": lambda device: SuperPointDetector(device=device),
 }
 
-DETECTORS = tuple(_DETECTORS)
-"""Names of detectors that :func:`get_detector` knows."""
+OWN = "caps"
+"""The name of the keypoints that the network which describes finds itself."""
+
+DETECTORS = (OWN, *_DETECTORS)
+"""Names of detectors. All but the first are known to :func:`get_detector`; that one is part of an extractor."""
+
+DEFAULT_DETECTOR = "sift"
+"""What finds keypoints where nobody has chosen; SIFT in the place of ``"caps"`` with weights that find none."""
+
+
+def default_detector(finds_keypoints: bool, source: str) -> str:
+    """The name of :data:`DEFAULT_DETECTOR`, or SIFT's, and a line that says so, where these weights do not have it.
+
+    Args:
+        finds_keypoints: whether the weights do.
+        source: where they come from.
+    """
+    if DEFAULT_DETECTOR == OWN and not finds_keypoints:
+        logger.warning("the model %s finds no keypoints: they are SIFT's", source)
+        return "sift"
+    return DEFAULT_DETECTOR
 
 
 def get_detector(detector: str | Detector, device: torch.device | str | None = None) -> Detector:
@@ -51,10 +73,12 @@ def get_detector(detector: str | Detector, device: torch.device | str | None = N
 
     Raises:
         TypeError: ``detector`` is neither a name nor an object with a ``detect`` method.
-        ValueError: No detector has this name.
+        ValueError: No detector has this name, or it is ``"caps"``, which is part of an extractor.
         ImportError, OSError: ``"superpoint"`` needs a package or weights that are not there.
     """
     if isinstance(detector, str):
+        if detector == OWN:
+            raise ValueError(f"detector {OWN!r} is part of an extractor: CAPSExtractor(detector={OWN!r}).detector")
         if detector not in _DETECTORS:
             known = ", ".join(repr(name) for name in DETECTORS)
             raise ValueError(f"detector {detector!r} is not known; known are {known}, or pass an object with detect()")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -13,10 +14,10 @@ from typing import NamedTuple, TypeAlias
 import cv2
 import torch
 
-from capsdesc.describe.extractor import CAPSExtractor
+from capsdesc.describe.extractor import CAPSDetector, CAPSExtractor
 from capsdesc.describe.orientation import Orientation
 from capsdesc.images import read_image
-from capsdesc.types import Features, Keypoints, UInt8Array
+from capsdesc.types import Features
 
 # The features of an image, or what is wrong with it.
 Outcome: TypeAlias = "Features | str"
@@ -39,20 +40,22 @@ def describe_images(
     """The features of each image in turn, or what is wrong with it.
 
     On the CPU each thread describes images of its own, with its share of torch's threads: several images side by side
-    keep the cores busier than one image on all of them. A GPU is left to this thread, and the others decode and detect.
+    keep the cores busier than one image on all of them. A GPU is left to this thread, and the others decode and detect;
+    the network's own keypoints come with their descriptors, from this thread's one pass.
     """
     on_cpu = extractor.device.type == "cpu"
 
-    def describe(image: UInt8Array, keypoints: Keypoints) -> Features:
-        return extractor.extract(image, orientation=how.orientation, derivatives=how.derivatives, keypoints=keypoints)
-
     def prepare(path: Path) -> Callable[[], Features]:
         image = read_image(path)
-        keypoints = extractor.detect(image, how.max_keypoints)
+        extract = functools.partial(
+            extractor.extract, image, how.max_keypoints, orientation=how.orientation, derivatives=how.derivatives
+        )
         if on_cpu:
-            features = describe(image, keypoints)
+            features = extract()
             return lambda: features
-        return lambda: describe(image, keypoints)
+        if isinstance(extractor.detector, CAPSDetector):
+            return extract
+        return functools.partial(extract, keypoints=extractor.detect(image, how.max_keypoints))
 
     ahead: deque[tuple[str, Future[Callable[[], Features]]]] = deque()
     left = iter(images.items())

@@ -20,7 +20,7 @@ from capsdesc.io.colmap import import_pycolmap
 from capsdesc.io.database import ColmapDatabase, check_camera_model
 from capsdesc.io.locks import sole_use
 from capsdesc.io.npz import load_features
-from capsdesc.keypoints import SIFTDetector
+from capsdesc.keypoints import Detector, SIFTDetector, default_detector
 from capsdesc.matching import MAX_SHIFT
 from capsdesc.pipelines.colmap import (
     Workspace,
@@ -38,6 +38,7 @@ from capsdesc.pipelines.match import match_listed
 from capsdesc.pipelines.retrieval import retrieved_pairs
 from capsdesc.pipelines.stores import NpzFolder
 from capsdesc.pipelines.summary import Reconstruction, Record
+from capsdesc.weights import Weights, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -95,22 +96,27 @@ class SfmConfig:
 
 
 def sfm_extractor(
-    weights: str | os.PathLike[str] | None = None,
+    weights: Weights | str | os.PathLike[str] | None = None,
     *,
+    detector: str | Detector | None = None,
     device: torch.device | str | None = None,
     max_size: int | None = None,
 ) -> CAPSExtractor:
-    """An extractor as suits structure from motion: it detects weaker keypoints too, and describes no reliability.
+    """An extractor as suits structure from motion: SIFT detects weaker keypoints too, and no reliability is described.
 
     Both make for more matches and for more wrong ones, which geometric verification finds out.
 
     Args:
         weights: as for :class:`capsdesc.CAPSExtractor`, likewise the following.
+        detector: finds keypoints.
         device: where the network runs.
         max_size: longest edge the network sees.
     """
-    detector = SIFTDetector(contrast_threshold=_CONTRAST_THRESHOLD)
-    return CAPSExtractor(weights, detector=detector, device=device, max_size=max_size, reliability=False)
+    read = weights if isinstance(weights, Weights) else resolve(weights)
+    detector = detector or default_detector(read.config.keypoints, read.source)
+    if detector == "sift":
+        detector = SIFTDetector(contrast_threshold=_CONTRAST_THRESHOLD)
+    return CAPSExtractor(read, detector=detector, device=device, max_size=max_size, reliability=False)
 
 
 def reconstruct(

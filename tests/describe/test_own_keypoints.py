@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,27 +14,16 @@ import pytest
 import torch
 
 from capsdesc import CAPSExtractor, match
-from capsdesc.models import ModelConfig, build_network, tiling
+from capsdesc.keypoints import SIFTDetector, default_detector, detectors, get_detector
+from capsdesc.models import tiling
 from capsdesc.weights import resolve, save_pretrained
 
 Pixels = npt.NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights with every head."""
-    config = ModelConfig(fine_dim=127, reliability=True, keypoints=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build_network(config)
-    folder = tmp_path_factory.mktemp("own") / "model"
-    save_pretrained(folder, config, network.state_dict())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def caps(model: Path) -> CAPSExtractor:
-    return CAPSExtractor(model, detector="caps", device="cpu")
+def caps(keypoint_model: Path) -> CAPSExtractor:
+    return CAPSExtractor(keypoint_model, detector="caps", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +118,8 @@ def test_small_images(caps: CAPSExtractor, size: tuple[int, int]) -> None:
         assert len(features) == 0
 
 
-def test_max_size_finds_them_in_the_smaller_image(model: Path, photo: Pixels) -> None:
-    small = CAPSExtractor(model, detector="caps", device="cpu", max_size=101)
+def test_max_size_finds_them_in_the_smaller_image(keypoint_model: Path, photo: Pixels) -> None:
+    small = CAPSExtractor(keypoint_model, detector="caps", device="cpu", max_size=101)
     features = small.extract(photo, derivatives=True)
     assert len(features) > 20
     points = np.asarray(features.keypoints)
@@ -169,21 +159,53 @@ def test_a_model_without_them_says_so(model_folders: dict[str, Path]) -> None:
             CAPSExtractor(folder, detector="caps")
 
 
+def test_the_default_is_one_line_and_falls_back_on_sift(
+    keypoint_model: Path,
+    model_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(detectors, "DEFAULT_DETECTOR", "sift")
+    assert CAPSExtractor(keypoint_model).detector == CAPSExtractor(model_folders["paper"]).detector == SIFTDetector()
+    monkeypatch.setattr(detectors, "DEFAULT_DETECTOR", "caps")
+    assert repr(CAPSExtractor(keypoint_model).detector) == "CAPSDetector()"
+    assert CAPSExtractor(keypoint_model, detector="sift").detector == SIFTDetector()
+    assert caplog.messages == []
+    assert CAPSExtractor(model_folders["paper"]).detector == SIFTDetector()
+    assert default_detector(finds_keypoints=False, source="here") == "sift"
+    assert caplog.messages == [
+        f"the model {model_folders['paper']} finds no keypoints: they are SIFT's",
+        "the model here finds no keypoints: they are SIFT's",
+    ]
+
+
+def test_only_an_extractor_has_them() -> None:
+    with pytest.raises(ValueError, match=r"part of an extractor: CAPSExtractor\(detector='caps'\)"):
+        get_detector("caps")
+
+
+def test_a_copy_has_a_network_of_its_own(caps: CAPSExtractor, photo: Pixels) -> None:
+    copy = pickle.loads(pickle.dumps(caps))
+    assert copy.detector._extractor is copy
+    np.testing.assert_array_equal(copy.extract(photo, 50).descriptors, caps.extract(photo, 50).descriptors)
+
+
 def test_they_are_named_in_settings(caps: CAPSExtractor) -> None:
     assert repr(caps.detector) == "CAPSDetector()"
 
 
-def test_weights_that_were_read_need_not_be_read_again(model: Path, photo: Pixels) -> None:
-    weights = resolve(model)
+def test_weights_that_were_read_need_not_be_read_again(keypoint_model: Path, photo: Pixels) -> None:
+    weights = resolve(keypoint_model)
     ours, sift = CAPSExtractor(weights, detector="caps"), CAPSExtractor(weights)
     assert ours.weights is sift.weights is weights
     np.testing.assert_array_equal(
-        ours.describe(photo, np.array([[20.5, 30.0]])), CAPSExtractor(model).describe(photo, np.array([[20.5, 30.0]]))
+        ours.describe(photo, np.array([[20.5, 30.0]])),
+        CAPSExtractor(keypoint_model).describe(photo, np.array([[20.5, 30.0]])),
     )
 
 
-def test_a_fingerprint_is_of_the_values_alone(model: Path, tmp_path: Path) -> None:
-    weights = resolve(model)
+def test_a_fingerprint_is_of_the_values_alone(keypoint_model: Path, tmp_path: Path) -> None:
+    weights = resolve(keypoint_model)
     save_pretrained(tmp_path / "copy", weights.config, weights.state_dict)
     assert resolve(tmp_path / "copy").fingerprint == weights.fingerprint
     state = dict(weights.state_dict)
