@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from capsdesc.describe.orientation import View
-from capsdesc.keypoints.learned import BORDER, peaks, refine, strongest
+from capsdesc.keypoints.learned import BORDER, centres, peaks, strongest
 from capsdesc.models import (
     DenseFeatures,
     ModelConfig,
+    ScoreMap,
     SeenImage,
     Tile,
     cover,
@@ -164,7 +165,7 @@ class SeeingNetwork:
 
 
 def _find_in_tile(
-    scores: Tensor,
+    scores: ScoreMap,
     tile: Tile,
     own: tuple[int, int, int, int],
     size: tuple[int, int],
@@ -172,18 +173,21 @@ def _find_in_tile(
     allowed: Callable[[Tensor], Tensor] | None,
 ) -> Seen:
     """The strongest keypoints of the pixels that are a tile's own, in the coordinates of the whole image."""
-    pixels = peaks(scores[0], border=0)
+
+    def placed(pixels: Tensor) -> Tensor:
+        return centres(scores.logits, pixels) + scores.shifts(pixels) + origin
+
+    pixels = peaks(scores.logits, border=0)
     origin = pixels.new_tensor(tile.origin)
     low, high = pixels.new_tensor(own[:2]), pixels.new_tensor(own[2:])
     # Borders are those of the image, not of the tile.
     low, high = low.clamp(min=BORDER), torch.minimum(high, pixels.new_tensor(size) - BORDER)
-    placed = pixels + origin
-    pixels = pixels[((placed >= low) & (placed < high)).all(-1)]
+    in_image = pixels + origin
+    pixels = pixels[((in_image >= low) & (in_image < high)).all(-1)]
     if allowed is not None:
-        pixels = pixels[allowed(refine(scores, pixels) + origin)]
-    pixels = strongest(scores[0], pixels, count)
-    points = refine(scores, pixels) + origin
-    return Seen(points, scores[0, pixels[:, 1], pixels[:, 0]].sigmoid())
+        pixels = pixels[allowed(placed(pixels))]
+    pixels = strongest(scores.logits, pixels, count)
+    return Seen(placed(pixels), scores.logits[pixels[:, 1], pixels[:, 0]].sigmoid())
 
 
 def _batch(image: Tensor) -> Tensor:

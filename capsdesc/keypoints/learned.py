@@ -25,10 +25,15 @@ def peaks(scores: Tensor, radius: int = RADIUS, border: int = BORDER) -> Tensor:
     Returns:
         (N, 2) int64 x, y, row by row.
     """
-    found = (scores == _largest_around(scores, radius)) & (scores > -_largest_around(-scores, radius))
+    found = scores == _largest_around(scores, radius)
     found[:border] = found[len(found) - min(border, len(found)) :] = False
     found[:, :border] = found[:, found.shape[1] - min(border, found.shape[1]) :] = False
     rows, columns = found.nonzero(as_tuple=True)
+    # Flat is only what is like the pixel beside it: elsewhere, which is nearly always, the smallest need not be known.
+    beside = torch.where(columns > 0, columns - 1, min(1, scores.shape[1] - 1))
+    if (scores[rows, columns] == scores[rows, beside]).any():
+        smallest = -_largest_around(-scores, radius)
+        rows, columns = (scores > smallest).logical_and_(found).nonzero(as_tuple=True)
     return torch.stack([columns, rows], dim=-1)
 
 
@@ -40,9 +45,7 @@ def strongest(scores: Tensor, pixels: Tensor, count: int) -> Tensor:
 
 
 def refine(scores: Tensor, pixels: Tensor, radius: int = RADIUS) -> Tensor:
-    """Positions between pixels.
-
-    The mean of the pixels around a peak, weighted by the softmax of their logits, and beside it what the network says.
+    """Positions between pixels: :func:`centres`, and beside them what the network says.
 
     Args:
         scores: (3, H, W) logits and shifts along x and y, see :class:`capsdesc.models.DenseFeatures`.
@@ -52,14 +55,28 @@ def refine(scores: Tensor, pixels: Tensor, radius: int = RADIUS) -> Tensor:
     Returns:
         (N, 2) float32 x, y, at most ``radius`` and a pixel away along each axis; it has the gradient of the scores.
     """
+    return centres(scores[0], pixels, radius) + scores[1:, pixels[:, 1], pixels[:, 0]].T
+
+
+def centres(scores: Tensor, pixels: Tensor, radius: int = RADIUS) -> Tensor:
+    """The mean of the pixels around each peak, weighted by the softmax of their logits.
+
+    Args:
+        scores: (H, W) logits.
+        pixels: (N, 2) int64 x, y.
+        radius: how many pixels to each side count.
+
+    Returns:
+        (N, 2) float32 x, y; it has the gradient of the scores.
+    """
     steps = torch.arange(-radius, radius + 1, device=scores.device)
     offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).view(-1, 2)
     around = pixels[:, None] + offsets
-    last = around.new_tensor([scores.shape[2] - 1, scores.shape[1] - 1])
+    last = around.new_tensor([scores.shape[1] - 1, scores.shape[0] - 1])
     inside = ((around >= 0) & (around <= last)).all(-1)
     columns, rows = torch.where(inside[..., None], around, pixels[:, None]).unbind(-1)
-    logits = scores[0, rows, columns].masked_fill(~inside, -torch.inf)
-    return pixels + logits.softmax(-1) @ offsets.to(scores.dtype) + scores[1:, pixels[:, 1], pixels[:, 0]].T
+    logits = scores[rows, columns].masked_fill(~inside, -torch.inf)
+    return pixels + logits.softmax(-1) @ offsets.to(scores.dtype)
 
 
 def _largest_around(values: Tensor, radius: int) -> Tensor:

@@ -192,6 +192,27 @@ def dense_features(network: nn.Module, config: ModelConfig, images: Tensor, *, s
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class ScoreMap:
+    """What ``scores`` of :class:`DenseFeatures` says, of a single image, with shifts only where they are asked for.
+
+    Attributes:
+        logits: (H, W) float32.
+        cells: (8, h, w), of each cell at stride 2 the shifts of its pixels before their tanh, see
+            :meth:`~capsdesc.models.network.CompactNetwork.answers`.
+    """
+
+    logits: Tensor
+    cells: Tensor
+
+    def shifts(self, pixels: Tensor) -> Tensor:
+        """(N, 2) float32 shifts along x and y of (N, 2) pixels x, y."""
+        columns, rows = pixels.unbind(-1)
+        of_cell = 2 * (rows % 2) + columns % 2
+        channels = of_cell + of_cell.new_tensor([[0], [4]])
+        return self.cells[channels, rows // 2, columns // 2].tanh().float().T
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class SeenImage:
     """A single image after the part of a network that all its maps have in common, to be read at points.
 
@@ -216,11 +237,14 @@ class SeenImage:
         height, width = image.shape[-2:]
         return cls(parts, config, (width, height), parts.pyramid(normalize_image(image)))
 
-    def scores(self) -> Tensor:
-        """(3, H, W) float32, see :class:`DenseFeatures`; the config must have keypoints."""
+    def scores(self) -> ScoreMap:
+        """What the network says of keypoints; the config must have them."""
         width, height = self.image_size
-        scores = cast("CompactNetwork", self.network).scores(self.pyramid)
-        return scores[0, :, :height, :width].float()
+        answers = cast("CompactNetwork", self.network).answers(self.pyramid)[0]
+        rows, columns = answers.shape[1:]
+        logits = answers[:4].permute(1, 2, 0).float().view(rows, columns, 2, 2).transpose(1, 2)
+        # Cells at stride 2 may reach a pixel beyond the image.
+        return ScoreMap(logits.reshape(2 * rows, 2 * columns)[:height, :width], answers[4:])
 
     def describe(self, points: Tensor, *, reliability: bool) -> Tensor:
         """(N, D) descriptors at (N, 2) pixels; only the cells that they need are computed, where that saves time.

@@ -163,7 +163,9 @@ class CompactNetwork(nn.Module):
         """What all maps are made of: everything but the last smoothing and the heads."""
         stride2, stride4, stride8, stride16 = self.encoder(image)
         x = self.smooth8(self.lateral8(stride8) + _upsample_exactly(self.lateral16(stride16), stride8))
-        return Pyramid(stride2, self.lateral4(stride4) + _upsample_exactly(x, stride4), stride16)
+        lateral = self.lateral4(stride4)
+        # Under autocast upsampling makes float32 of it, which every reader would make small again for itself.
+        return Pyramid(stride2, (lateral + _upsample_exactly(x, stride4)).to(lateral.dtype), stride16)
 
     def maps(self, pyramid: Pyramid, read: Tensor | None = None) -> tuple[Tensor, ...]:
         """The coarse and the fine map, and the logits of reliability if the network has them."""
@@ -177,8 +179,16 @@ class CompactNetwork(nn.Module):
 
         No gradient flows back from here: keypoints follow descriptors, not the other way round.
         """
-        scores: Tensor = self.keypoint_head(pyramid.stride2.detach(), pyramid.stride4.detach())
-        return scores
+        answers = F.pixel_shuffle(self.answers(pyramid), 2)
+        return torch.cat([answers[:, :1], answers[:, 1:].tanh()], dim=1)
+
+    def answers(self, pyramid: Pyramid) -> Tensor:
+        """The same, (B, 12, h, w), with shifts before their tanh, which takes longer than all else where all have it.
+
+        Channel 4 c + 2 y + x of a cell is what it says in place c of its pixel in row y and column x.
+        """
+        answers: Tensor = self.keypoint_head(pyramid.stride2.detach(), pyramid.stride4.detach())
+        return answers
 
     def forward(self, image: Tensor, scores: bool = False) -> tuple[Tensor, ...]:
         pyramid = self.pyramid(image)
@@ -188,6 +198,8 @@ class CompactNetwork(nn.Module):
 
 class KeypointHead(nn.Module):
     """For every pixel a keypoint logit and where, beside its centre, the keypoint is; a light branch at stride 2.
+
+    What it returns is said at :meth:`CompactNetwork.answers`.
 
     The stem has seen every pixel and keeps what is small; the pyramid knows what it is part of. Each cell answers for
     its four pixels (Shi et al., CVPR 2016), so that the map is as fine as the image at a quarter of the cost.
@@ -203,9 +215,10 @@ class KeypointHead(nn.Module):
     def forward(self, stride2: Tensor, stride4: Tensor) -> Tensor:
         height, width = stride2.shape[-2:]
         context = F.pixel_shuffle(self.context(stride4), 2)[..., :height, :width]
-        x = F.relu(self.mix(F.relu(self.stem(stride2) + context)))
-        answers = F.pixel_shuffle(self.answer(x), 2)
-        return torch.cat([answers[:, :1], answers[:, 1:].tanh()], dim=1)
+        # In place: new memory of this size costs as much as the sum.
+        x = self.stem(stride2).add_(context).relu_()
+        answers: Tensor = self.answer(self.mix(x).relu_())
+        return answers
 
 
 def _reach(encoder: nn.Module) -> int:

@@ -885,7 +885,6 @@ def test_wrong_masks_are_refused(compact: CAPSExtractor, mask: Any, error: type[
         ("device", "cuda:99"),
         ("device", 3.5),
         ("detector", "nosuch"),
-        ("detector", None),
         ("detector", Grid),
     ],
 )

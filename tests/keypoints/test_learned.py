@@ -37,6 +37,19 @@ def test_a_flat_map_has_no_peak() -> None:
     assert len(peaks(torch.zeros(30, 30))) == 0
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 12])
+def test_flat_parts_have_no_peak_and_plateaus_have_some(width: int) -> None:
+    values = np.random.default_rng(width).integers(0, 3, size=(40, width)).astype(np.float32)
+    values[10:24] = 1
+    expected = []
+    for y in range(40):
+        for x in range(width):
+            around = values[max(0, y - RADIUS) : y + RADIUS + 1, max(0, x - RADIUS) : x + RADIUS + 1]
+            if values[y, x] == around.max() and around.min() < around.max():
+                expected.append((x, y))
+    assert list(map(tuple, peaks(torch.from_numpy(values), border=0).tolist())) == expected
+
+
 def test_the_strongest_come_first_and_equal_ones_in_their_order() -> None:
     scores = torch.zeros(20, 20)
     pixels = torch.tensor([[5, 5], [10, 5], [15, 5], [5, 10]])

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from reference import bilinear
 from torch import Tensor, nn
 
-from capsdesc.models import DenseFeatures, FeatureMap, ModelConfig, dense_features
+from capsdesc.models import DenseFeatures, FeatureMap, ModelConfig, SeenImage, build_network, dense_features
 from capsdesc.models.maps import cell_scale
 
 Array = npt.NDArray[Any]
@@ -226,3 +226,22 @@ def test_reliability_turns_descriptors_away_from_what_can_be_matched() -> None:
 
     halves = dense.split(1)[0].seen_at((2.0, 2.0), (40, 32))
     np.testing.assert_allclose(halves.describe((points + 0.5) / 2 - 0.5)[0].numpy(), with_reliability, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (61, 83), (9, 10)])
+def test_scores_of_a_seen_image_are_those_of_the_map(size: tuple[int, int]) -> None:
+    config = ModelConfig(keypoints=True)
+    torch.manual_seed(0)
+    network = build_network(config).eval()
+    image = torch.rand(1, 3, *size)
+    with torch.no_grad():
+        dense = dense_features(network, config, image, scores=True).scores
+        seen = SeenImage.of(network, config, image).scores()
+    assert dense is not None
+    assert dense.values.shape == (1, 3, *size)
+    torch.testing.assert_close(seen.logits, dense.values[0, 0], rtol=0, atol=0)
+    y, x = torch.meshgrid(*map(torch.arange, size), indexing="ij")
+    shifts = seen.shifts(torch.stack([x, y], dim=-1).view(-1, 2))
+    torch.testing.assert_close(shifts, dense.values[0, 1:].flatten(1).T, rtol=0, atol=1e-6)
+    assert (shifts.abs() < 1).all()
+    assert shifts.std() > 0.01
