@@ -15,9 +15,11 @@ from capsdesc.commands.options import (
     add_max_shift_option,
     add_ratio_option,
     add_seed_option,
+    add_shared_detector_option,
     positive,
 )
 from capsdesc.evaluation.datasets import LAYOUTS
+from capsdesc.evaluation.methods import SHARED_DETECTORS
 
 logger = logging.getLogger(__name__)
 
@@ -51,21 +53,25 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         default="rootsift,caps",
         help="of rootsift, caps, caps-any (any orientation), caps-plain (without reliability), xfeat, disk, aliked, "
         "kornia-sift and kornia-mkd, by commas; with their own keypoints and a learned matcher instead of nearest "
-        "neighbours, aliked-lightglue and disk-lightglue; and, with matches that pass --max-shift, caps-checked, "
-        "caps-any-checked and caps-plain-checked (default: %(default)s)",
+        "neighbours, aliked-lightglue and disk-lightglue; with matches that pass --max-shift, caps-checked, "
+        "caps-any-checked and caps-plain-checked; and each of the caps with the network's own keypoints, as "
+        "caps-keypoints, caps-keypoints-any, ... (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",
         action="append",
         metavar="W",
-        help="weights of caps, instead of the bundled ones: a file, a folder or a name; again for more rows",
+        help="weights of caps, instead of the bundled ones: a file, a folder or a name; again for more rows, where the "
+        "first find the keypoints of --detector caps",
     )
     parser.add_argument(
         "--keypoints",
         choices=("shared", "own", "both"),
         default="shared",
-        help="describe the same SIFT keypoints, compare whole methods with their own, or both (default: %(default)s)",
+        help="describe the same keypoints, compare whole methods with their own, or both (default: %(default)s); a "
+        "method that finds none has SIFT's for its own",
     )
+    add_shared_detector_option(parser, SHARED_DETECTORS)
     add_max_keypoints_option(parser)
     parser.add_argument("--max-edge", type=positive, default=1024, metavar="PX", help="shrink to (%(default)s)")
     add_ratio_option(parser)
@@ -108,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     from capsdesc.evaluation import report
     from capsdesc.evaluation.datasets import read_benchmark
     from capsdesc.evaluation.features import FeatureStore
-    from capsdesc.evaluation.methods import Describer, get_methods
+    from capsdesc.evaluation.methods import Describer, get_methods, get_shared_detector
     from capsdesc.evaluation.protocols import Settings, evaluate
 
     kinds, paths = arguments.benchmarks[::2], arguments.benchmarks[1::2]
@@ -123,6 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
         threshold=arguments.threshold,
         homography_threshold=arguments.homography_threshold,
         seed=arguments.seed,
+        detector=arguments.detector,
     )
     methods = get_methods(arguments.methods.split(","), weights=arguments.weights, device=arguments.device)
     benchmarks = [
@@ -143,12 +150,22 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.cache or arguments.output / "features",
         max_keypoints=settings.max_keypoints,
         max_edge=settings.max_edge,
+        detector=get_shared_detector(
+            arguments.detector, weights=next(iter(arguments.weights or ()), None), device=arguments.device
+        ),
     )
     results = []
     for keypoints in ("shared", "own") if arguments.keypoints == "both" else (arguments.keypoints,):
         for method in methods:
             if keypoints == "shared" and not isinstance(method, Describer):
                 logger.warning("%s cannot describe given keypoints: left out of that table", method.name)
+                continue
+            if keypoints == "shared" and arguments.detector != "sift" and getattr(method, "needs_frames", False):
+                logger.warning(
+                    "%s describes keypoints with scales and angles, and those of %s have none: left out of that table",
+                    method.name,
+                    arguments.detector,
+                )
                 continue
             results += [evaluate(benchmark, method, keypoints, store, settings) for benchmark in benchmarks]
     report.write_json(results, arguments.output / "results.json", command=sys.argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from capsdesc.describe.extractor import CAPSExtractor
@@ -50,6 +51,13 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 def add_max_keypoints_option(parser: argparse._ActionsContainer, default: int = 2048) -> None:
     """Add the option that bounds the number of keypoints."""
     parser.add_argument("--max-keypoints", type=int, default=default, metavar="N", help="per image (%(default)s)")
+
+
+def add_shared_detector_option(parser: argparse.ArgumentParser, choices: Sequence[str]) -> None:
+    """Add the option that chooses whose keypoints several methods are compared at."""
+    parser.add_argument(
+        "--detector", choices=choices, default="sift", help="whose keypoints the shared ones are (%(default)s)"
+    )
 
 
 def add_detector_option(parser: argparse.ArgumentParser) -> None:

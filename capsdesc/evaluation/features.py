@@ -15,10 +15,17 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from capsdesc.evaluation.datasets import BenchmarkImage
-from capsdesc.evaluation.methods import Describer, Differentiator, Method, Pipeline, installed_version
+from capsdesc.evaluation.methods import (
+    Describer,
+    DifferentiatingPipeline,
+    Differentiator,
+    Method,
+    Pipeline,
+    installed_version,
+)
 from capsdesc.images import shrink
 from capsdesc.io.files import atomic_path
-from capsdesc.keypoints import SIFTDetector
+from capsdesc.keypoints import Detector, SIFTDetector
 from capsdesc.types import UInt8Array
 
 SHARED_DETECTOR = SIFTDetector()
@@ -56,12 +63,16 @@ class FeatureStore:
         folder: where the files are; made when first needed.
         max_keypoints: the budget of every view.
         max_edge: images whose longer edge is above are shrunk to it beforehand.
+        detector: finds the keypoints that methods share, see :func:`~capsdesc.evaluation.methods.get_shared_detector`.
     """
 
-    def __init__(self, folder: Path, *, max_keypoints: int, max_edge: int) -> None:
+    def __init__(
+        self, folder: Path, *, max_keypoints: int, max_edge: int, detector: Detector = SHARED_DETECTOR
+    ) -> None:
         self.folder = folder
         self.max_keypoints = max_keypoints
         self.max_edge = max_edge
+        self.detector = detector
 
     def export(self, views: Iterable[BenchmarkImage], method: Method, keypoints: str) -> None:
         """Compute the features that are not there yet.
@@ -69,7 +80,7 @@ class FeatureStore:
         Args:
             views: the views.
             method: the method.
-            keypoints: ``"shared"``, SIFT's keypoints for every method, or ``"own"``.
+            keypoints: ``"shared"``, the detector's for every method, or ``"own"``.
 
         Raises:
             ValueError: the method cannot describe shared keypoints.
@@ -80,7 +91,7 @@ class FeatureStore:
             file_size = (image.shape[1], image.shape[0])
             image = shrink(image, self.max_edge)
             upright = np.ascontiguousarray(np.rot90(image, view.turns))
-            points, arrays = _extract(method, upright, keypoints, self.max_keypoints)
+            points, arrays = self._extract(method, upright, keypoints)
             path = self._path(view, method, keypoints)
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -92,6 +103,29 @@ class FeatureStore:
                     file_size=file_size,
                     settings=json.dumps(self._settings(method, keypoints)),
                 )
+
+    def _extract(
+        self, method: Method, image: UInt8Array, keypoints: str
+    ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
+        """Points, and the arrays that are kept of them."""
+        if keypoints == "own" and isinstance(method, DifferentiatingPipeline):
+            points, descriptors, derivatives = method.extract_with_derivatives(image, self.max_keypoints)
+            return points, {"descriptors": descriptors, "derivatives": derivatives}
+        if keypoints == "own" and isinstance(method, Pipeline):
+            points, descriptors = method.extract(image, self.max_keypoints)
+            return points, {"descriptors": descriptors}
+        if not isinstance(method, Describer):
+            raise ValueError(f"{method.name} cannot describe given keypoints; compare it with its own")
+        detected = self._detector(keypoints).detect(image, self.max_keypoints)
+        points = np.asarray(detected.points, dtype=np.float32)
+        if isinstance(method, Differentiator):
+            descriptors, derivatives = method.describe_with_derivatives(image, detected)
+            return points, {"descriptors": descriptors, "derivatives": derivatives}
+        return points, {"descriptors": method.describe(image, detected)}
+
+    def _detector(self, keypoints: str) -> Detector:
+        """What finds the keypoints of methods that only describe: by themselves they are used with SIFT's."""
+        return self.detector if keypoints == "shared" else SHARED_DETECTOR
 
     def load(self, view: BenchmarkImage, method: Method, keypoints: str) -> ViewFeatures:
         """The features of an exported view.
@@ -124,7 +158,7 @@ class FeatureStore:
         return {
             "method": type(method).__name__,
             "settings": dict(method.settings),
-            "keypoints": "own" if own else dataclasses.asdict(SHARED_DETECTOR),
+            "keypoints": "own" if own else _detector_settings(self._detector(keypoints)),
             "opencv": cv2.__version__,
             "capsdesc": installed_version("capsdesc"),
             "max_keypoints": self.max_keypoints,
@@ -132,21 +166,12 @@ class FeatureStore:
         }
 
 
-def _extract(
-    method: Method, image: UInt8Array, keypoints: str, max_keypoints: int
-) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
-    """Points, and the arrays that are kept of them."""
-    if keypoints == "own" and isinstance(method, Pipeline):
-        points, descriptors = method.extract(image, max_keypoints)
-        return points, {"descriptors": descriptors}
-    if not isinstance(method, Describer):
-        raise ValueError(f"{method.name} cannot describe given keypoints; compare it with its own")
-    detected = SHARED_DETECTOR.detect(image, max_keypoints)
-    points = np.asarray(detected.points, dtype=np.float32)
-    if isinstance(method, Differentiator):
-        descriptors, derivatives = method.describe_with_derivatives(image, detected)
-        return points, {"descriptors": descriptors, "derivatives": derivatives}
-    return points, {"descriptors": method.describe(image, detected)}
+def _detector_settings(detector: Detector) -> dict[str, object]:
+    if isinstance(detector, SIFTDetector):
+        return dataclasses.asdict(detector)
+    if isinstance(detector, Method):
+        return {"detector": detector.name, **detector.settings}
+    raise TypeError(f"a {type(detector).__name__} has no settings by which its keypoints could be told from others")
 
 
 def _turn_back(points: npt.NDArray[np.float32], width: int, height: int, turns: int) -> npt.NDArray[np.float32]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.describe.orientation import Orientation
 from capsdesc.evaluation import peers
 from capsdesc.images import to_gray
+from capsdesc.keypoints import Detector, SIFTDetector
 from capsdesc.keypoints.sift import UPSCALING_SHIFT
 from capsdesc.types import Float32Array, Keypoints, Matches, UInt8Array
 from capsdesc.weights import resolve
@@ -29,14 +30,16 @@ class Use(NamedTuple):
         orientation: as for :meth:`capsdesc.CAPSExtractor.describe`.
         reliability: whether descriptors bear it.
         checked: whether matches are checked by the descriptors' derivatives.
+        keypoints: whether the network finds the keypoints too.
     """
 
     orientation: Orientation = "upright"
     reliability: bool = True
     checked: bool = False
+    keypoints: bool = False
 
 
-CAPS_USES: Mapping[str, Use] = {
+_AT_GIVEN_POINTS: Mapping[str, Use] = {
     "caps": Use(),
     "caps-any": Use(orientation="any"),
     "caps-plain": Use(reliability=False),
@@ -44,9 +47,17 @@ CAPS_USES: Mapping[str, Use] = {
     "caps-any-checked": Use(orientation="any", checked=True),
     "caps-plain-checked": Use(reliability=False, checked=True),
 }
+CAPS_USES: Mapping[str, Use] = _AT_GIVEN_POINTS | {
+    name.replace("caps", "caps-keypoints"): use._replace(keypoints=True) for name, use in _AT_GIVEN_POINTS.items()
+}
 METHODS = ("rootsift", *CAPS_USES, *peers.PEERS)
+OWN_KEYPOINTS_ONLY = frozenset({name for name, use in CAPS_USES.items() if use.keypoints} | peers.MATCHERS)
+"""Methods that describe no given points."""
+SHARED_DETECTORS = ("sift", "caps", "xfeat", "disk", "aliked")
+"""Whose keypoints all methods may share."""
 
 
+@runtime_checkable
 class Method(Protocol):
     """What every method has: a name for the reports, and all settings its result depends on, ready for JSON.
 
@@ -92,6 +103,17 @@ class Pipeline(Method, Protocol):
 
 
 @runtime_checkable
+class DifferentiatingPipeline(Pipeline, Protocol):
+    """A pipeline whose matches are checked by derivatives."""
+
+    def extract_with_derivatives(
+        self, image: UInt8Array, max_keypoints: int
+    ) -> tuple[Float32Array, Float32Array, Float32Array]:
+        """As :meth:`Pipeline.extract`, and the descriptors' (N, 2, C) derivatives."""
+        ...
+
+
+@runtime_checkable
 class PairMatcher(Method, Protocol):
     """A method that matches its features itself."""
 
@@ -110,6 +132,7 @@ class RootSIFT:
     """
 
     name: str = "rootsift"
+    needs_frames: ClassVar[bool] = True
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -140,8 +163,8 @@ class RootSIFT:
         return _root(descriptors)
 
 
-class CAPS:
-    """This package's descriptor.
+class _Ours:
+    """What all uses of our extractor have in common.
 
     Args:
         weights: as :class:`capsdesc.CAPSExtractor` takes them; None is the bundled default.
@@ -153,10 +176,14 @@ class CAPS:
         self.name = use if weights is None else f"{use}:{weights}"
         self._orientation = CAPS_USES[use].orientation
         # The same on every machine.
-        self._extractor = CAPSExtractor(
-            weights, device=device, dtype=torch.float32, reliability=CAPS_USES[use].reliability
-        )
         resolved = resolve(weights)
+        self._extractor = CAPSExtractor(
+            resolved,
+            detector="caps" if CAPS_USES[use].keypoints else "sift",
+            device=device,
+            dtype=torch.float32,
+            reliability=CAPS_USES[use].reliability,
+        )
         self.settings: Mapping[str, Any] = {
             "source": resolved.source,
             "config": resolved.config.to_dict(),
@@ -166,6 +193,10 @@ class CAPS:
             "reliability": self._extractor.reliability,
             "torch": torch.__version__,
         }
+
+
+class CAPS(_Ours):
+    """This package's descriptor at given points."""
 
     def describe(self, image: UInt8Array, keypoints: Keypoints) -> Float32Array:
         """(N, D) float32; (turns, zooms, N, D) for any orientation."""
@@ -180,6 +211,62 @@ class CheckedCAPS(CAPS):
         """(N, D) and (N, 2, C) float32; for any orientation with turns and zooms before."""
         features = self._extractor.extract(image, keypoints=keypoints, orientation=self._orientation, derivatives=True)
         return np.asarray(features.descriptors), np.asarray(features.derivatives)
+
+
+class CAPSKeypoints(_Ours):
+    """This package's keypoints and descriptors, from one pass of the network; as a detector it has its keypoints."""
+
+    def __init__(self, weights: str | None = None, device: str | None = None, use: str = "caps-keypoints") -> None:
+        super().__init__(weights, device, use)
+
+    def extract(self, image: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
+        """(N, 2) points and (N, D) descriptors; for any orientation (turns, zooms, N, D)."""
+        features = self._extractor.extract(image, max_keypoints, orientation=self._orientation)
+        return np.asarray(features.keypoints), np.asarray(features.descriptors)
+
+    def detect(self, image: UInt8Array, max_keypoints: int, mask: npt.NDArray[Any] | None = None) -> Keypoints:
+        """See :class:`capsdesc.keypoints.Detector`."""
+        return self._extractor.detect(image, max_keypoints, mask)
+
+
+class CheckedCAPSKeypoints(CAPSKeypoints):
+    """The same, with derivatives."""
+
+    def extract_with_derivatives(
+        self, image: UInt8Array, max_keypoints: int
+    ) -> tuple[Float32Array, Float32Array, Float32Array]:
+        """As :meth:`extract`, and (N, 2, C) derivatives; for any orientation with turns and zooms before."""
+        features = self._extractor.extract(image, max_keypoints, orientation=self._orientation, derivatives=True)
+        return np.asarray(features.keypoints), np.asarray(features.descriptors), np.asarray(features.derivatives)
+
+
+# Whether the keypoints are the network's own, and whether matches are checked.
+_KINDS: Mapping[tuple[bool, bool], Callable[[str | None, str | None, str], Method]] = {
+    (False, False): CAPS,
+    (False, True): CheckedCAPS,
+    (True, False): CAPSKeypoints,
+    (True, True): CheckedCAPSKeypoints,
+}
+
+
+def get_shared_detector(name: str, *, weights: str | None = None, device: str | None = None) -> Detector:
+    """What finds the keypoints that all methods share.
+
+    Args:
+        name: of :data:`SHARED_DETECTORS`.
+        weights: of ``"caps"``; None is the bundled default.
+        device: where networks run; None chooses.
+
+    Raises:
+        ValueError: the name is unknown, or these weights find no keypoints.
+        ImportError: the detector's package is not installed.
+    """
+    if name not in SHARED_DETECTORS:
+        raise ValueError(f"detector is {name!r}; expected one of {', '.join(SHARED_DETECTORS)}")
+    if name == "sift":
+        return SIFTDetector()
+    detector: Detector = CAPSKeypoints(weights, device) if name == "caps" else peers.PEERS[name](device)
+    return detector
 
 
 def get_methods(
@@ -203,7 +290,7 @@ def get_methods(
         if name == "rootsift":
             methods.append(RootSIFT())
         elif name in CAPS_USES:
-            kind = CheckedCAPS if CAPS_USES[name].checked else CAPS
+            kind = _KINDS[CAPS_USES[name].keypoints, CAPS_USES[name].checked]
             methods += [kind(each, device, name) for each in weights or (None,)]
         else:
             methods.append(peers.PEERS[name](device))

@@ -207,7 +207,7 @@ class MatchedFeatures(Protocol):
 
 
 class KorniaPatches:
-    """A descriptor of kornia's, of square patches around keypoints with a scale and an angle.
+    """A descriptor of kornia's, of square patches around keypoints with a scale and an angle, which it needs.
 
     Args:
         name: how reports call it.
@@ -216,6 +216,8 @@ class KorniaPatches:
         reach: half a patch's edge, as a multiple of the keypoint's diameter.
         device: where it runs; None chooses.
     """
+
+    needs_frames = True
 
     def __init__(
         self, name: str, descriptor: str, arguments: Mapping[str, Any], reach: float, device: str | None = None
@@ -276,6 +278,8 @@ PEERS: Mapping[str, Callable[[str | None], Any]] = {
         6.0,
     ),
 }
+MATCHERS = frozenset({"aliked-lightglue", "disk-lightglue"})
+"""Those that match their own features."""
 
 
 def import_peer(module: str) -> ModuleType:

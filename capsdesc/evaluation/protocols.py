@@ -52,6 +52,7 @@ class Settings:
         threshold: inlier threshold of poses, in pixels.
         homography_threshold: inlier threshold of homographies, in pixels.
         seed: of the estimators.
+        detector: whose keypoints the shared ones are.
 
     Raises:
         ValueError: the estimator is unknown.
@@ -65,6 +66,7 @@ class Settings:
     threshold: float = 1.0
     homography_threshold: float = 3.0
     seed: int = 0
+    detector: str = "sift"
 
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
@@ -170,7 +172,7 @@ def evaluate(benchmark: Benchmark, method: Method, keypoints: str, store: Featur
     Args:
         benchmark: the pairs.
         method: the method.
-        keypoints: ``"shared"``, SIFT's keypoints for every method, or ``"own"``.
+        keypoints: ``"shared"``, those of the store's detector for every method, or ``"own"``.
         store: where features are kept.
         settings: of matching and estimation.
     """

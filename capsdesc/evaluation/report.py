@@ -80,7 +80,9 @@ def markdown(results: Iterable[Result]) -> str:
         columns = POSE_COLUMNS if pose else HOMOGRAPHY_COLUMNS
         settings = first.settings
         described = (
-            "the same SIFT keypoints for all methods" if keypoints == "shared" else "each method's own keypoints"
+            f"the same {settings.detector.upper()} keypoints for all methods"
+            if keypoints == "shared"
+            else "each method's own keypoints"
         )
         ratio = "no ratio test" if settings.ratio is None else f"ratio test {settings.ratio:g}"
         matchers = {result.method: result.method_settings.get("matcher") for result in table}
