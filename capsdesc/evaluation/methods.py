@@ -39,7 +39,7 @@ class Use(NamedTuple):
     keypoints: bool = False
 
 
-_AT_GIVEN_POINTS: Mapping[str, Use] = {
+_AT_GIVEN_POINTS: dict[str, Use] = {
     "caps": Use(),
     "caps-any": Use(orientation="any"),
     "caps-plain": Use(reliability=False),

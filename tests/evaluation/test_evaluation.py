@@ -20,7 +20,7 @@ from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.evaluation import report
 from capsdesc.evaluation.datasets import BenchmarkImage, HomographyPair, PosePair, read_benchmark
 from capsdesc.evaluation.features import FeatureStore
-from capsdesc.evaluation.methods import CAPS, RootSIFT, get_methods
+from capsdesc.evaluation.methods import CAPS, CAPSKeypoints, RootSIFT, get_methods, get_shared_detector
 from capsdesc.evaluation.protocols import HomographyRow, PoseRow, Result, Settings, evaluate
 from capsdesc.evaluation.renderings import CHANGES
 from capsdesc.keypoints import Keypoints, SIFTDetector
@@ -131,7 +131,7 @@ def planes(oxford: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     return evaluate(benchmark, RootSIFT(), "shared", store(tmp_path_factory.mktemp("planes")), Settings())
 
 
-def store(folder: Path, **settings: int) -> FeatureStore:
+def store(folder: Path, **settings: Any) -> FeatureStore:
     return FeatureStore(folder, **{"max_keypoints": 600, "max_edge": 1024} | settings)
 
 
@@ -624,3 +624,61 @@ def test_shared_keypoints_are_sifts(oxford: Path, tmp_path: Path) -> None:
     view = benchmark.pairs[0].view0
     expected = SIFTDetector().detect(load(view.path)[..., ::-1], 600).points
     np.testing.assert_array_equal(features.load(view, RootSIFT(), "shared").keypoints, np.asarray(expected))
+
+
+@pytest.mark.parametrize("use", ["caps-keypoints", "caps-keypoints-plain", "caps-keypoints-any"])
+def test_rows_of_own_keypoints_are_the_extractors(use: str, oxford: Path, tmp_path: Path, keypoint_model: Path) -> None:
+    view = read_benchmark("oxford", oxford, max_pairs=1).pairs[0].view0
+    (method,) = get_methods([use], weights=[str(keypoint_model)], device="cpu")
+    assert isinstance(method, CAPSKeypoints)
+    features = store(tmp_path, max_keypoints=100)
+    features.export([view], method, "own")
+    extractor = CAPSExtractor(
+        keypoint_model, detector="caps", device="cpu", dtype=torch.float32, reliability=not use.endswith("plain")
+    )
+    expected = extractor.extract(
+        load(view.path)[..., ::-1], 100, orientation="any" if use.endswith("any") else "upright"
+    )
+    kept = features.load(view, method, "own")
+    np.testing.assert_array_equal(kept.keypoints, expected.keypoints)
+    np.testing.assert_allclose(kept.descriptors, expected.descriptors, atol=1e-5)
+    with pytest.raises(ValueError, match="cannot describe given keypoints"):
+        features.export([view], method, "shared")
+
+
+def test_matches_of_own_keypoints_are_checked(oxford: Path, tmp_path: Path, keypoint_model: Path) -> None:
+    benchmark = read_benchmark("oxford", oxford, max_pairs=1)
+    plain, checked = get_methods(
+        ["caps-keypoints", "caps-keypoints-checked"], weights=[str(keypoint_model)], device="cpu"
+    )
+    features = store(tmp_path, max_keypoints=200)
+    rows = [evaluate(benchmark, method, "own", features, Settings()).rows[0] for method in (plain, checked)]
+    assert rows[0].keypoints0 == rows[1].keypoints0 == 200
+    assert rows[1].matches < rows[0].matches
+
+
+def test_keypoints_of_another_detector_are_shared(
+    oxford: Path, tmp_path: Path, keypoint_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    methods = ["--methods", "rootsift,caps,caps-keypoints", "--weights", keypoint_model, "--device", "cpu"]
+    arguments = ["oxford", oxford, "--max-pairs", 1, "--max-keypoints", 100, "--detector", "caps", *methods]
+    assert command(*arguments, "-o", tmp_path) == 0
+    assert "rootsift describes keypoints with scales and angles, and those of caps have none" in caplog.text
+    assert "cannot describe given keypoints" in caplog.text
+    assert "the same CAPS keypoints for all methods" in (tmp_path / "results.md").read_text()
+    (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert result["method"] == f"caps:{keypoint_model}"
+
+    view = read_benchmark("oxford", oxford, max_pairs=1).pairs[0].view0
+    (method,) = get_methods(["caps"], weights=[str(keypoint_model)], device="cpu")
+    detector = get_shared_detector("caps", weights=str(keypoint_model), device="cpu")
+    features = store(tmp_path / "features", max_keypoints=100, detector=detector)
+    expected = CAPSExtractor(keypoint_model, detector="caps", device="cpu", dtype=torch.float32)
+    np.testing.assert_array_equal(
+        features.load(view, method, "shared").keypoints, expected.detect(load(view.path)[..., ::-1], 100).points
+    )
+
+
+def test_shared_detectors_are_named() -> None:
+    with pytest.raises(ValueError, match="detector is 'orb'; expected one of sift, caps"):
+        get_shared_detector("orb")
