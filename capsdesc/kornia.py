@@ -1,4 +1,4 @@
-"""CAPS among kornia's modules: keypoints as local affine frames (LAFs), and a descriptor that takes them.
+"""CAPS among kornia's modules: keypoints as local affine frames (LAFs), a detector that gives and a descriptor that takes them.
 
 A LAF is the 2 x 3 matrix (A | c) of a patch: c is its centre x, y in pixels, (0, 0) the centre of the top-left one, and
 A takes the square from -1 to 1 to the patch around it. Angles are counter-clockwise in kornia, and clockwise in
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from capsdesc.images.forms import UNIT_TOLERANCE
 from capsdesc.isolation import isolated
+from capsdesc.keypoints.learned import peaks, refine, strongest
 from capsdesc.models import dense_features
 from capsdesc.types import Keypoints
 from capsdesc.weights import resolve
@@ -90,6 +91,84 @@ def keypoints_from_lafs(lafs: Tensor, responses: Tensor | None = None, *, reach:
         )
         for image, kept in enumerate(filled)
     ]
+
+
+class CAPSDetector(nn.Module):
+    """The network's own keypoints where kornia has a detector: images in, frames and responses out.
+
+    It goes where ``kornia.feature.KeyNetDetector`` goes, for example into ``kornia.feature.LocalFeature``, in evaluation
+    mode and without gradients. The network knows no size and no angle of a keypoint: all frames are upright and of one
+    size. :meth:`capsdesc.CAPSExtractor.extract` finds and describes in one pass of the network; a detector and a
+    descriptor of kornia's are two.
+
+    Args:
+        weights: ``None`` for the bundled default; else as for :class:`capsdesc.CAPSExtractor`.
+        count: At most so many frames an image.
+        diameter: Of a keypoint, in pixels.
+        reach: Half a frame's edge, as a multiple of the diameter, as for :func:`lafs_from_keypoints`.
+
+    Raises:
+        FileNotFoundError, ValueError, ConnectionError: The weights cannot be had, or find no keypoints; see
+            :func:`capsdesc.weights.resolve`.
+    """
+
+    @isolated()
+    def __init__(
+        self,
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        count: int = 2048,
+        diameter: float = 8.0,
+        reach: float = 0.5,
+    ) -> None:
+        super().__init__()
+        _check_reach(reach)
+        if count < 0 or not diameter > 0:
+            raise ValueError(f"count is {count} and diameter {diameter}; expected at least 0 and above 0")
+        resolved = resolve(weights)
+        if not resolved.config.keypoints:
+            raise ValueError(f"the model {resolved.source} finds no keypoints; take another or a detector of kornia's")
+        self.config = resolved.config
+        self.count, self.diameter, self.reach = count, diameter, reach
+        self.network = resolved.build()
+        self.eval()
+
+    @isolated()
+    def forward(self, image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Frames of the strongest keypoints.
+
+        Args:
+            image: (B, 3, H, W) RGB or (B, 1, H, W) grey, as for :class:`CAPSDescriptor`.
+            mask: (B, 1, H, W), above 0 where keypoints may lie, or ``None``.
+
+        Returns:
+            (B, N, 2, 3) frames, N the largest number in an image, strongest first, zero where an image has fewer; and
+            (B, N) responses from 0 to 1, zero there.
+
+        Raises:
+            TypeError: An argument is no tensor, or of another type.
+            ValueError: A shape is another, or the image has values beyond 0..1.
+        """
+        _check_image(image, next(self.network.parameters()))
+        if mask is not None and mask.shape != (len(image), 1, *image.shape[2:]):
+            raise ValueError(
+                f"mask must have shape {(len(image), 1, *image.shape[2:])} as image has, got {tuple(mask.shape)}"
+            )
+        if len(image) == 0:
+            return image.new_zeros(0, 0, 2, 3), image.new_zeros(0, 0)
+        scores = dense_features(self.network, self.config, image.expand(-1, 3, -1, -1), scores=True).scores
+        assert scores is not None
+        found, responses = [], []
+        for index, maps in enumerate(scores.values):
+            pixels = peaks(maps[0])
+            if mask is not None:
+                pixels = pixels[mask[index, 0, pixels[:, 1], pixels[:, 0]] > 0]
+            pixels = strongest(maps[0], pixels, self.count)
+            points = refine(maps, pixels)
+            found.append(Keypoints(points, scales=points.new_full((len(points),), self.diameter)))
+            responses.append(maps[0, pixels[:, 1], pixels[:, 0]].sigmoid())
+        frames = lafs_from_keypoints(found, reach=self.reach)
+        return frames, nn.utils.rnn.pad_sequence(responses, batch_first=True)
 
 
 class CAPSDescriptor(nn.Module):

@@ -36,7 +36,9 @@ def export_onnx(output: str | os.PathLike[str], weights: str | os.PathLike[str] 
 
     Its input is ``image``, (batch, 3, height, width) float32 RGB in 0..1; the network's own normalisation is in the
     graph. Its outputs are those of :meth:`capsdesc.CAPSExtractor.dense`: ``coarse`` and ``fine``, of unit length where
-    the model's are, and where it has that ``reliability``, logits. Batch, height and width are free. The metadata are
+    the model's are, and where it has these ``reliability``, logits, and ``scores`` of keypoints, (batch, 3, height,
+    width): logits of a pixel's being one, and how far to the right and down it then is, see
+    :class:`capsdesc.models.DenseFeatures`. Batch, height and width are free. The metadata are
 
     - ``config``: the model's config as JSON, see :class:`capsdesc.models.ModelConfig`;
     - ``coarse_stride`` and ``fine_stride``: pixels per cell; where the config's sampling is ``"corners"``, only nearly;
@@ -92,16 +94,16 @@ class _Maps(nn.Module):
                 setattr(network, name, nn.Sequential(upsample, module.conv))
         self.network = network
         self.config = config
-        self.names = ("coarse", "fine", "reliability") if config.reliability else ("coarse", "fine")
+        self.names = ("coarse", "fine", *(["reliability"] * config.reliability), *(["scores"] * config.keypoints))
         self.eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        dense = dense_features(self.network, self.config, image)
+        dense = dense_features(self.network, self.config, image, scores=self.config.keypoints)
         return tuple(getattr(dense, name).values for name in self.names)
 
 
 def _trace(maps: _Maps, path: Path) -> None:
-    sizes = {"image": "", "coarse": "coarse_", "fine": "fine_", "reliability": "fine_"}
+    sizes = {"image": "", "coarse": "coarse_", "fine": "fine_", "reliability": "fine_", "scores": ""}
     with warnings.catch_warnings(), _sizes_rounded_down():
         # The exporter through torch.export takes a minute for what this one does in a second, to the same maps. That
         # sizes are traced rightly is compared below.

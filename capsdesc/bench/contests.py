@@ -15,7 +15,7 @@ from capsdesc.bench.timing import Call, Contest, Contestant
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.devices import describing_dtype, fastest_dtype, training_format
 from capsdesc.evaluation.features import ViewFeatures
-from capsdesc.evaluation.methods import get_methods
+from capsdesc.evaluation.methods import OWN_KEYPOINTS_ONLY, get_methods
 from capsdesc.evaluation.peers import import_peer
 from capsdesc.geometry import fundamental_from_pose
 from capsdesc.images import read_image, shrink, size_at_edge, to_tensor
@@ -86,14 +86,20 @@ def describe_contests(
     """For each image: the networks alone, describing given keypoints, and detecting and describing.
 
     Args:
-        methods: ``"caps"``, ``"caps-paper"`` and names of :data:`~capsdesc.evaluation.methods.METHODS`.
+        methods: ``"caps"``, with SIFT's keypoints, ``"caps-keypoints"``, with its own, ``"caps-paper"`` and names of
+            :data:`~capsdesc.evaluation.methods.METHODS`.
         images: (H, W, 3) RGB.
-        weights: of ``"caps"``, as :class:`~capsdesc.CAPSExtractor` takes them.
+        weights: of ``"caps"`` and ``"caps-keypoints"``, as :class:`~capsdesc.CAPSExtractor` takes them.
         paper_weights: of ``"caps-paper"``, from :func:`save_paper_network`.
         max_keypoints: per image.
         device: where networks run.
     """
-    sources = {"caps": (weights, None), "caps-paper": (paper_weights, torch.float32)}
+    sources = {
+        "caps": (weights, None, "sift"),
+        "caps-keypoints": (weights, None, "caps"),
+        "caps-paper": (paper_weights, torch.float32, "sift"),
+    }
+    describers = [name for name in methods if name not in OWN_KEYPOINTS_ONLY]
 
     def contestant(task: Callable[..., Call], name: str, *inputs: object) -> Contestant:
         load = partial(_caps, *sources[name], device) if name in sources else partial(_peer, name, device)
@@ -107,13 +113,13 @@ def describe_contests(
         size = f"{image.shape[1]} x {image.shape[0]}"
         keypoints = SIFTDetector().detect(image, max_keypoints)
 
-        networks = tuple(contestant(_network, name, image) for name in methods if name in sources)
+        networks = tuple(contestant(_network, name, image) for name in describers if name in sources)
         if networks:
             yield Contest("describe", f"network alone, {size}", networks, notes)
         yield Contest(
             "describe",
             f"describe {len(keypoints)} given SIFT keypoints, {size}",
-            tuple(contestant(_describe, name, image, keypoints) for name in methods),
+            tuple(contestant(_describe, name, image, keypoints) for name in describers),
             notes,
         )
         detection = Contestant("SIFT detection alone", partial(_detect, image, max_keypoints))
@@ -266,8 +272,8 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _caps(weights: str | None, dtype: torch.dtype | None, device: str) -> CAPSExtractor:
-    return CAPSExtractor(weights, device=device, dtype=dtype)
+def _caps(weights: str | None, dtype: torch.dtype | None, detector: str, device: str) -> CAPSExtractor:
+    return CAPSExtractor(weights, device=device, dtype=dtype, detector=detector)
 
 
 def _peer(name: str, device: str) -> Any:
