@@ -1,4 +1,4 @@
-"""CAPS among kornia's modules: keypoints as local affine frames (LAFs), a detector that gives and a descriptor that takes them.
+"""CAPS among kornia's modules: keypoints as local affine frames (LAFs), a detector of them and a descriptor.
 
 A LAF is the 2 x 3 matrix (A | c) of a patch: c is its centre x, y in pixels, (0, 0) the centre of the top-left one, and
 A takes the square from -1 to 1 to the patch around it. Angles are counter-clockwise in kornia, and clockwise in
@@ -96,9 +96,8 @@ def keypoints_from_lafs(lafs: Tensor, responses: Tensor | None = None, *, reach:
 class CAPSDetector(nn.Module):
     """The network's own keypoints where kornia has a detector: images in, frames and responses out.
 
-    It goes where ``kornia.feature.KeyNetDetector`` goes, for example into ``kornia.feature.LocalFeature``, in evaluation
-    mode and without gradients. The network knows no size and no angle of a keypoint: all frames are upright and of one
-    size. :meth:`capsdesc.CAPSExtractor.extract` finds and describes in one pass of the network; a detector and a
+    It goes where ``kornia.feature.KeyNetDetector`` goes, for example into ``kornia.feature.LocalFeature``, and has no
+    gradients. The network knows no size and no angle of a keypoint: all frames are upright and of one size. :meth:`capsdesc.CAPSExtractor.extract` finds and describes in one pass of the network; a detector and a
     descriptor of kornia's are two.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from capsdesc import CAPSExtractor, Keypoints
 from capsdesc.images import to_gray, to_tensor
-from capsdesc.kornia import CAPSDescriptor, keypoints_from_lafs, lafs_from_keypoints
+from capsdesc.kornia import CAPSDescriptor, CAPSDetector, keypoints_from_lafs, lafs_from_keypoints
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -106,6 +106,47 @@ def test_wrong_frames_are_refused() -> None:
         keypoints_from_lafs(torch.zeros(2, 2, 3))
     with pytest.raises(ValueError, match=r"responses.*\(1, 5\).*\(5,\)"):
         keypoints_from_lafs(torch.zeros(1, 5, 2, 3), torch.zeros(5))
+
+
+# --- CAPSDetector
+
+
+def test_detected_frames_are_the_extractors_keypoints(
+    keypoint_model: Path, shifted_pair: tuple[Pixels, Pixels, Any]
+) -> None:
+    images = shifted_pair[:2]
+    batch = torch.stack([to_tensor(image) for image in images])
+    lafs, responses = CAPSDetector(keypoint_model, count=60, diameter=6.0, reach=2.0)(batch)
+    assert lafs.shape == (2, 60, 2, 3)
+    assert responses.shape == (2, 60)
+    caps = CAPSExtractor(keypoint_model, detector="caps", device="cpu", dtype=torch.float32)
+    for frames, strength, image in zip(lafs, responses, images, strict=True):
+        found = caps.detect(image, 60)
+        np.testing.assert_allclose(frames[:, :, 2], found.points, atol=1e-3)
+        np.testing.assert_allclose(frames[:, :, :2], np.broadcast_to(12 * np.eye(2), (60, 2, 2)))
+        assert (strength.diff() <= 0).all()
+        assert ((strength > 0) & (strength < 1)).all()
+
+
+def test_detected_frames_keep_to_a_mask(keypoint_model: Path, shifted_pair: tuple[Pixels, Pixels, Any]) -> None:
+    batch = to_tensor(shifted_pair[0][:96, :128].copy())[None].expand(2, -1, -1, -1)
+    mask = torch.ones(2, 1, 96, 128)
+    mask[0, :, :, 64:] = 0
+    mask[1] = 0
+    lafs, responses = CAPSDetector(keypoint_model, count=40)(batch, mask)
+    assert (lafs[0, :, 0, 2] < 66).all()
+    # An image without keypoints has zero frames only, as kornia pads them.
+    assert not lafs[1].any()
+    assert not responses[1].any()
+    with pytest.raises(ValueError, match="mask must have shape"):
+        CAPSDetector(keypoint_model)(batch, mask[:, 0])
+
+
+def test_weights_without_keypoints_detect_nothing(model_folders: Mapping[str, Path], keypoint_model: Path) -> None:
+    with pytest.raises(ValueError, match="finds no keypoints"):
+        CAPSDetector(model_folders["compact"])
+    with pytest.raises(ValueError, match="count is -1"):
+        CAPSDetector(keypoint_model, count=-1)
 
 
 # --- CAPSDescriptor
@@ -215,3 +256,17 @@ def test_in_the_pipeline_of_kornia(shifted_pair: tuple[Pixels, Pixels, Any]) -> 
     moved = (found["keypoints1"] - found["keypoints0"]).numpy()
     assert len(moved) > 30
     assert np.mean(np.linalg.norm(moved - shift, axis=1) < 3) > 0.8
+
+
+def test_its_own_keypoints_in_the_pipeline_of_kornia(
+    keypoint_model: Path, shifted_pair: tuple[Pixels, Pixels, Any]
+) -> None:
+    feature = kornia.feature
+    local_feature = feature.LocalFeature(CAPSDetector(keypoint_model, count=50), CAPSDescriptor(keypoint_model))
+    with torch.no_grad():
+        lafs, responses, descriptors = local_feature(to_tensor(shifted_pair[0])[None])
+    assert lafs.shape[:2] == responses.shape == descriptors.shape[:2] == (1, 50)
+    expected = CAPSExtractor(keypoint_model, detector="caps", device="cpu", dtype=torch.float32).extract(
+        shifted_pair[0], 50
+    )
+    np.testing.assert_allclose(descriptors[0], expected.descriptors, atol=1e-4)

@@ -24,12 +24,12 @@ from capsdesc.onnx import export_onnx
 from capsdesc.weights import resolve, save_pretrained
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ("bundled", "compact", "paper")
+NAMES = ("bundled", "compact", "paper", "keypoints")
 
 
 @pytest.fixture(scope="module")
-def weights(model_folders: Mapping[str, Path]) -> Mapping[str, Path | None]:
-    return {"bundled": None, **model_folders}
+def weights(model_folders: Mapping[str, Path], keypoint_model: Path) -> Mapping[str, Path | None]:
+    return {"bundled": None, **model_folders, "keypoints": keypoint_model}
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +61,14 @@ def test_maps_of_any_size_are_those_of_torch(
     session, resolved = session_of(files[name]), resolve(weights[name])
     network = resolved.build()
     outputs = [output.name for output in session.get_outputs()]
-    assert outputs == ["coarse", "fine", "reliability"][: 3 if resolved.config.reliability else 2]
+    config = resolved.config
+    assert outputs == ["coarse", "fine"] + ["reliability"] * config.reliability + ["scores"] * config.keypoints
     generator = torch.Generator().manual_seed(1)
     for shape in ((1, 96, 64), (3, 33, 47), (1, 101, 17), (2, 62, 31), (1, 16, 15), (1, 4, 5), (1, 1, 1)):
         batch, height, width = shape
         images = torch.rand(batch, 3, height, width, generator=generator)
         with torch.no_grad():
-            dense: Any = dense_features(network, resolved.config, images)
+            dense: Any = dense_features(network, config, images, scores=config.keypoints)
         for output, values in zip(outputs, session.run(None, {"image": images.numpy()}), strict=True):
             expected = getattr(dense, output).values.numpy()
             np.testing.assert_allclose(
@@ -86,6 +87,30 @@ def test_the_file_says_what_it_is(files: Mapping[str, Path], weights: Mapping[st
     assert (image.name, image.shape) == ("image", ["batch", 3, "height", "width"])
     assert [output.shape[2] for output in session.get_outputs()] == ["coarse_height", "fine_height"]
     onnx.checker.check_model(onnx.load(files["paper"]), full_check=True)
+
+
+def test_keypoints_are_found_without_torch(files: Mapping[str, Path], keypoint_model: Path, shifted_pair: Any) -> None:
+    """From the exported map alone, in numpy: peaks, then the mean around each by its softmax, then the shift."""
+    image = shifted_pair[0][:96, :128]
+    (scores,) = session_of(files["keypoints"]).run(
+        ["scores"], {"image": image.transpose(2, 0, 1)[None] / np.float32(255)}
+    )
+    assert scores.shape == (1, 3, 96, 128)
+    logits, shifts = scores[0, 0], scores[0, 1:]
+    windows = np.lib.stride_tricks.sliding_window_view(logits, (5, 5))[2:-2, 2:-2]
+    rows, columns = np.nonzero(windows.max((2, 3)) == logits[4:-4, 4:-4])
+    order = np.argsort(-logits[rows + 4, columns + 4], kind="stable")[:50]
+    expected = []
+    for row, column in zip(rows[order] + 4, columns[order] + 4, strict=True):
+        around = np.exp(logits[row - 2 : row + 3, column - 2 : column + 3] - logits[row, column])
+        weights = around / around.sum()
+        steps = np.arange(-2, 3)
+        centre = np.array([column + weights.sum(0) @ steps, row + weights.sum(1) @ steps])
+        expected.append(centre + shifts[:, row, column])
+    found = CAPSExtractor(keypoint_model, detector="caps", device="cpu", dtype=torch.float32).detect(image, 50)
+    # Keypoints of nearly equal strength may change places.
+    distances = np.linalg.norm(np.array(expected)[:, None] - np.asarray(found.points)[None], axis=-1)
+    assert np.mean(distances.min(1) < 1e-3) > 0.95
 
 
 def test_efficientnet_is_exported(tmp_path: Path) -> None:

@@ -353,6 +353,18 @@ def test_one_command_measures_everything(weights: Path, tmp_path: Path, capsys: 
     assert torch.get_num_threads() == before
 
 
+def test_own_keypoints_are_found_and_described(keypoint_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["describe", "--methods", "caps,caps-keypoints", "--weights", keypoint_model, "--edges", "64"]
+    arguments += ["--max-keypoints", "30", "--repeats", "1", "--warmup", "0", "--no-memory", "--json"]
+    assert command(*arguments) == 0
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    assert [[row["name"] for row in table["rows"]] for table in tables] == [
+        ["caps"],
+        ["caps"],
+        ["caps", "caps-keypoints", "SIFT detection alone"],
+    ]
+
+
 def test_sections_and_missing_peers(
     weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
