@@ -97,8 +97,9 @@ class CAPSDetector(nn.Module):
     """The network's own keypoints where kornia has a detector: images in, frames and responses out.
 
     It goes where ``kornia.feature.KeyNetDetector`` goes, for example into ``kornia.feature.LocalFeature``, and has no
-    gradients. The network knows no size and no angle of a keypoint: all frames are upright and of one size. :meth:`capsdesc.CAPSExtractor.extract` finds and describes in one pass of the network; a detector and a
-    descriptor of kornia's are two.
+    gradients. The network knows no size and no angle of a keypoint: all frames are upright and of one size.
+    :meth:`capsdesc.CAPSExtractor.extract` finds and describes in one pass of the network; a detector and a descriptor
+    of kornia's are two.
 
     Args:
         weights: ``None`` for the bundled default; else as for :class:`capsdesc.CAPSExtractor`.
