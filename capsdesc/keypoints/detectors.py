@@ -45,7 +45,7 @@ OWN = "caps"
 DETECTORS = (OWN, *_DETECTORS)
 """Names of detectors. All but the first are known to :func:`get_detector`; that one is part of an extractor."""
 
-DEFAULT_DETECTOR = "sift"
+DEFAULT_DETECTOR: str = OWN
 """What finds keypoints where nobody has chosen; SIFT in the place of ``"caps"`` with weights that find none."""
 
 

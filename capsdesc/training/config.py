@@ -99,7 +99,9 @@ class TrainingConfig:
     def compact(cls) -> TrainingConfig:
         """From an ImageNet encoder to a model like the bundled one, in one run."""
         return cls(
-            data=DataConfig(planar_share=0.55, keypoints=512),
+            model=ModelConfig(fine_dim=127, reliability=True, keypoints=True),
+            data=DataConfig(planar_share=0.55, keypoints=1536),
+            loss=LossConfig(contrastive=0.3, matching=1.0, reliability=0.3, keypoints=1.0, keypoint_sigma=0.5),
             optimizer=OptimizerConfig(encoder_factor=0.4, warmup=0.08),
             steps=1500,
             ema=0.998,

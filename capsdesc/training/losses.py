@@ -19,9 +19,9 @@ from capsdesc.models.network import inverse_temperatures
 from capsdesc.training.keypoint_losses import keypoint_loss
 from capsdesc.training.supervision import Supervision, homogeneous, match_error, transfer
 
-# The network's logit of being found again is SHARPNESS times the calibrated one, less CAUTION: descriptors that square
-# the odds, and doubt every point a little, keep more unreliable points from matching.
-SHARPNESS, CAUTION = 2.0, 1.0
+# The network's logit of being found again is SHARPNESS times the calibrated one, and TRUST more: so unreliable points are
+# kept from matching, and of the others hardly any. With less trust more matches are right, and poses are worse.
+SHARPNESS, TRUST = 2.0, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,7 +262,7 @@ def reliability_loss(
 ) -> Tensor:
     """How well the network tells which keypoints of an image are found again in another; over the homography pairs.
 
-    Cross entropy of the calibrated logits, (logit + CAUTION) / SHARPNESS. Keypoints whose place is not in the other
+    Cross entropy of the calibrated logits, (logit - TRUST) / SHARPNESS. Keypoints whose place is not in the other
     image say nothing about it and are left out.
 
     Args:
@@ -292,7 +292,7 @@ def reliability_loss(
         places = transfer(keypoints, homography)
         last = places.new_tensor(other.image_size) - 1
         keep = detected & supervision.planar[:, None] & ((places >= 0) & (places <= last)).all(-1)
-        logits = (reliability.sample(keypoints)[..., 0] + CAUTION) / SHARPNESS
+        logits = (reliability.sample(keypoints)[..., 0] - TRUST) / SHARPNESS
         wrong = F.binary_cross_entropy_with_logits(logits, found.to(logits.dtype), reduction="none")
         total = total + torch.where(keep, wrong, torch.zeros_like(wrong)).sum()
         count = count + keep.sum()
