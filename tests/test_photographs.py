@@ -26,10 +26,10 @@ def caps() -> CAPSExtractor:
     return CAPSExtractor()
 
 
-@pytest.fixture(scope="module", params=[None, DATA.parents[1] / "models" / "compact-open"], ids=["bundled", "open"])
+@pytest.fixture(scope="module", params=["caps", "sift"])
 def each(request: pytest.FixtureRequest) -> CAPSExtractor:
-    """All models that the repository holds."""
-    return CAPSExtractor(request.param)
+    """With the network's own keypoints, and with SIFT's."""
+    return CAPSExtractor(detector=request.param)
 
 
 @pytest.mark.parametrize("subject", ["relief", "tankard"])
