@@ -19,8 +19,8 @@ from capsdesc.models.network import inverse_temperatures
 from capsdesc.training.keypoint_losses import keypoint_loss
 from capsdesc.training.supervision import Supervision, homogeneous, match_error, transfer
 
-# The network's logit of being found again is SHARPNESS times the calibrated one, and TRUST more: so unreliable points are
-# kept from matching, and of the others hardly any. With less trust more matches are right, and poses are worse.
+# The network's logit of being found again is SHARPNESS times the calibrated one, and TRUST more: unreliable points are
+# kept from matching, and of the others hardly any. With less trust more matches are right, but poses are worse.
 SHARPNESS, TRUST = 2.0, 1.0
 
 
