@@ -40,7 +40,7 @@ from capsdesc import (
 )
 from capsdesc.isolation import isolated
 from capsdesc.keypoints import SIFTDetector
-from capsdesc.kornia import CAPSDescriptor, keypoints_from_lafs, lafs_from_keypoints
+from capsdesc.kornia import CAPSDescriptor, CAPSDetector, keypoints_from_lafs, lafs_from_keypoints
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.weights import Weights, resolve
 
@@ -234,6 +234,10 @@ CALLS: dict[str, Callable[[], Any]] = {
         torch.as_tensor(image(), device="cpu").permute(2, 0, 1)[None].to(torch.float32) / 255, lafs()
     ),
     "kornia.CAPSDescriptor.descriptor_dim": lambda: descriptor().descriptor_dim,
+    "kornia.CAPSDetector": lambda: [*CAPSDetector().parameters()],
+    "kornia.CAPSDetector.forward": lambda: CAPSDetector(count=20)(
+        torch.as_tensor(image(), device="cpu").permute(2, 0, 1)[None].to(torch.float32) / 255
+    ),
     "kornia.lafs_from_keypoints": lambda: [
         lafs_from_keypoints([keypoints(), keypoints(tensors=True)]),
         lafs_from_keypoints([Keypoints(ones(2, 2))]),
@@ -474,14 +478,15 @@ signal.alarm(30)
 if sys.argv[1] == "one thread":
     torch.set_num_threads(1)
 elif sys.argv[1] == "used":
-    for call in (lambda: caps.describe(image, points), lambda: match(rows, rows), lambda: CAPSExtractor(device="cpu")):
+    calls = [lambda: caps.describe(image, points), lambda: caps.detect(image, 100), lambda: match(rows, rows)]
+    for call in [*calls, lambda: CAPSExtractor(device="cpu")]:
         try:
             call()
         except RuntimeError as error:
             assert "set_num_threads(1)" in str(error), error
         else:
             raise AssertionError("nothing was raised")
-    caps.detect(image, 100)
+    SIFTDetector().detect(image, 100)
     Keypoints(torch.zeros(3, 2))
     sys.exit()
 caps = CAPSExtractor(device="cpu")

@@ -56,7 +56,8 @@ def test_the_pose_is_that_of_structure_from_motion(each: CAPSExtractor, subject:
 
 
 @pytest.mark.parametrize("subject", ["relief", "tankard"])
-def test_matches_that_should_not_move_are_right_more_often(caps: CAPSExtractor, subject: str) -> None:
+def test_matches_that_should_not_move_are_right_more_often(subject: str) -> None:
+    caps = CAPSExtractor(detector="sift")  # whose keypoints are not often found again
     features0, features1 = (caps.extract(DATA / f"{subject}_{k}.jpg", derivatives=True) for k in (0, 1))
     camera0, camera1 = cameras(subject)
     R, t = relative_pose(camera0["R"], camera0["t"], camera1["R"], camera1["t"])

@@ -57,7 +57,7 @@ def default_detector(finds_keypoints: bool, source: str) -> str:
         source: where they come from.
     """
     if DEFAULT_DETECTOR == OWN and not finds_keypoints:
-        logger.warning("the model %s finds no keypoints: they are SIFT's", source)
+        logger.info("the model %s finds no keypoints: they are SIFT's", source)
         return "sift"
     return DEFAULT_DETECTOR
 

@@ -165,6 +165,7 @@ def test_the_default_is_one_line_and_falls_back_on_sift(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setattr(detectors, "DEFAULT_DETECTOR", "sift")
     assert CAPSExtractor(keypoint_model).detector == CAPSExtractor(model_folders["paper"]).detector == SIFTDetector()
     monkeypatch.setattr(detectors, "DEFAULT_DETECTOR", "caps")

@@ -575,7 +575,7 @@ def test_reliability_loss_is_the_cross_entropy_of_being_found_again() -> None:
         for (x, y), logit, hit in zip(points, logits, near, strict=True):
             u, v, w = homography @ [x, y, 1]
             if 0 <= u / w <= 319 and 0 <= v / w <= 239:
-                p = 1 / (1 + np.exp(-(logit + 1) / 2))
+                p = 1 / (1 + np.exp(-(logit - 1) / 2))
                 losses.append(-np.log(p if hit else 1 - p))
     assert 60 < len(losses) < 120
     assert float(found) == pytest.approx(np.mean(losses), rel=1e-6)
