@@ -30,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--other", type=int, default=3, help="number of the image that is matched with the first (3)")
     parser.add_argument("--angles", type=float, nargs="+", default=[0, 10, 22.5, 34, 45, 90, 155, 180, 247, 270])
     parser.add_argument("--weights", help="bundled name, file, folder or hub name (default: the bundled weights)")
+    parser.add_argument("--detector", help="caps or sift (default: as of CAPSExtractor)")
     options = parser.parse_args(arguments)
-    caps = CAPSExtractor(options.weights)
+    caps = CAPSExtractor(options.weights, detector=options.detector)
     rows: dict[str, list[float]] = {"upright, not turned": []}
     for name in tqdm(UPRIGHT, unit="pair"):
         image0, image1 = (read_image(options.oxford / name / f"img{k}.png") for k in (1, options.other))

@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from capsdesc.describe.extractor import CAPSExtractor
     from capsdesc.geometry import estimate_fundamental, estimate_homography, estimate_pose
     from capsdesc.matching import match
+    from capsdesc.matching.context import CAPSMatcher
     from capsdesc.types import Features, Fundamental, Homography, Keypoints, Located, Matches, RelativePose
 
     __version__: str
 
 __all__ = [
     "CAPSExtractor",
+    "CAPSMatcher",
     "Features",
     "Fundamental",
     "Homography",
@@ -33,6 +35,7 @@ __all__ = [
 # not wait for networks.
 _HOMES = {
     "CAPSExtractor": "capsdesc.describe.extractor",
+    "CAPSMatcher": "capsdesc.matching.context",
     "estimate_fundamental": "capsdesc.geometry",
     "estimate_homography": "capsdesc.geometry",
     "estimate_pose": "capsdesc.geometry",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import cv2
 import numpy as np
@@ -49,6 +49,7 @@ class Features:
         derivatives: (N, 2, C) float32, how the descriptors change from pixel to pixel along x and y, C being D without
             reliability; (turns, zooms, N, 2, C) with ``orientation="any"``; or None. ``max_shift`` of
             :func:`capsdesc.match` needs them.
+        model: fingerprint of the weights that described them, or None where that is not known.
     """
 
     keypoints: ArrayOrTensor
@@ -58,6 +59,7 @@ class Features:
     angles: ArrayOrTensor | None
     image_size: tuple[int, int]
     derivatives: ArrayOrTensor | None = None
+    model: str | None = None
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -307,6 +309,10 @@ class HasDescriptors(Protocol):
 Descriptors: TypeAlias = npt.NDArray[Any] | Tensor | HasDescriptors
 
 
+MatchMethod: TypeAlias = Literal["nearest", "context"]
+"""How :func:`capsdesc.match` matches."""
+
+
 @dataclass(frozen=True, eq=False)
 class Matches:
     """Pairs of descriptors, in the order of the first set.
@@ -314,10 +320,12 @@ class Matches:
     Attributes:
         indices: (M, 2) int64, row i of the first set and row j of the second.
         distances: (M,) float32, their Euclidean distances.
+        scores: (M,) float32 from 0 to 1, how sure a learned matcher is of each; None of nearest neighbours.
     """
 
     indices: npt.NDArray[np.int64] | Tensor
     distances: npt.NDArray[np.float32] | Tensor
+    scores: npt.NDArray[np.float32] | Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.indices)

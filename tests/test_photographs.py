@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,22 @@ def test_matches_that_should_not_move_are_right_more_often(subject: str) -> None
     everything, checked = near_line(None), near_line(3)
     assert checked.mean() > everything.mean() + 0.03
     assert checked.sum() > 0.85 * everything.sum()
+
+
+@pytest.mark.parametrize("subject", ["relief", "tankard"])
+def test_matches_in_context_are_right_more_often(caps: CAPSExtractor, subject: str) -> None:
+    features0, features1 = (caps.extract(DATA / f"{subject}_{k}.jpg") for k in (0, 1))
+    camera0, camera1 = cameras(subject)
+    R, t = relative_pose(camera0["R"], camera0["t"], camera1["R"], camera1["t"])
+    F = fundamental_from_pose(R, t, camera0["K"], camera1["K"])
+
+    def near_line(method: Literal["nearest", "context"]) -> npt.NDArray[np.bool_]:
+        i, j = match(features0, features1, method=method).indices.T
+        return np.asarray(epipolar_distance(features0.keypoints[i], features1.keypoints[j], F) < 2)
+
+    nearest, context = near_line("nearest"), near_line("context")
+    assert (~context).mean() < 0.75 * (~nearest).mean()
+    assert context.sum() > 0.95 * nearest.sum()
 
 
 @pytest.mark.parametrize("subject", ["relief", "tankard"])

@@ -21,11 +21,12 @@ from capsdesc.geometry import fundamental_from_pose
 from capsdesc.images import read_image, shrink, size_at_edge, to_tensor
 from capsdesc.keypoints import SIFTDetector
 from capsdesc.matching import match
+from capsdesc.matching.context import CAPSMatcher
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.training.config import TrainingConfig
 from capsdesc.training.dataset import Batch, TrainingPair, collate
 from capsdesc.training.loop import make_optimizer, training_step
-from capsdesc.types import Float32Array, Keypoints, UInt8Array
+from capsdesc.types import Features, Float32Array, Keypoints, UInt8Array
 from capsdesc.weights import save_pretrained
 
 PAPER_NOTE = (
@@ -146,7 +147,10 @@ def match_contests(
     for size in sizes:
         a, b = synthetic_descriptors(size, seed)
         matrix_bytes = 4 * size * size
-        contestants = [Contestant("capsdesc.match", partial(_match, a, b, device))]
+        contestants = [
+            Contestant("capsdesc.match", partial(_match, a, b, device)),
+            Contestant("capsdesc.CAPSMatcher", partial(_match_in_context, a, b, seed, device)),
+        ]
         notes = []
         if all_contestants or size * size <= OPENCV_DISTANCES:
             contestants.append(Contestant("OpenCV BFMatcher", partial(_match_opencv, a, b)))
@@ -328,6 +332,24 @@ def _match_torch(a: Float32Array, b: Float32Array, device: str) -> Call:
 
 def _match_kornia(a: Float32Array, b: Float32Array, device: str) -> Call:
     return partial(import_peer("kornia.feature").match_mnn, *_tensors(a, b, device))
+
+
+def _match_in_context(a: Float32Array, b: Float32Array, seed: int, device: str) -> Call:
+    """Of keypoints at random places."""
+    rng = np.random.default_rng(seed)
+    width, height = 1024, 768
+    sides = (
+        Features(
+            torch.as_tensor(rng.uniform((0, 0), (width - 1, height - 1), (len(rows), 2)).astype(np.float32)).to(device),
+            rows,
+            None,
+            None,
+            None,
+            (width, height),
+        )
+        for rows in _tensors(a, b, device)
+    )
+    return partial(CAPSMatcher(device=device).match, *sides)
 
 
 def _match_lightglue(size: int, seed: int, device: str) -> Call:

@@ -54,8 +54,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="of rootsift, caps, caps-any (any orientation), caps-plain (without reliability), xfeat, disk, aliked, "
         "kornia-sift and kornia-mkd, by commas; with their own keypoints and a learned matcher instead of nearest "
         "neighbours, aliked-lightglue and disk-lightglue; with matches that pass --max-shift, caps-checked, "
-        "caps-any-checked and caps-plain-checked; and each of the caps with the network's own keypoints, as "
-        "caps-keypoints, caps-keypoints-any, ... (default: %(default)s)",
+        "caps-any-checked and caps-plain-checked; caps-context and caps-context-checked, matched by the one "
+        "that sees context; and each of the caps with the network's own keypoints, as caps-keypoints, "
+        "caps-keypoints-any, ... (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",
@@ -64,6 +65,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="weights of caps, instead of the bundled ones: a file, a folder or a name; again for more rows, where the "
         "first find the keypoints of --detector caps",
     )
+    parser.add_argument("--matcher", metavar="DIR", help="weights of the matcher that sees context (default: bundled)")
     parser.add_argument(
         "--keypoints",
         choices=("shared", "own", "both"),
@@ -131,7 +133,9 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         detector=arguments.detector,
     )
-    methods = get_methods(arguments.methods.split(","), weights=arguments.weights, device=arguments.device)
+    methods = get_methods(
+        arguments.methods.split(","), weights=arguments.weights, device=arguments.device, matcher=arguments.matcher
+    )
     benchmarks = [
         read_benchmark(
             kind,

@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from capsdesc.commands.options import (
     add_detector_option,
     add_json_option,
+    add_matcher_option,
     add_max_keypoints_option,
     add_max_shift_option,
     add_network_options,
@@ -75,6 +76,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_max_keypoints_option(parser)
     add_detector_option(parser)
     add_orientation_option(parser)
+    add_matcher_option(parser)
     add_ratio_option(parser)
     add_max_shift_option(parser)
     parser.add_argument("--threshold", type=float, metavar="PX", help="of inliers (default: 1 for a pose, else 3)")
@@ -102,7 +104,7 @@ def _match_two(options: argparse.Namespace) -> int:
         extractor.extract(image, options.max_keypoints, orientation=options.orientation, derivatives=True)
         for image in images
     )
-    matches = match(features0, features1, ratio=options.ratio, max_shift=options.max_shift)
+    matches = match(features0, features1, ratio=options.ratio, max_shift=options.max_shift, method=options.matcher)
     names = options.image0.name, options.image1.name
     result = _with_geometry(MatchedPair(names, (features0, features1), matches), cameras, options)
     print(json.dumps(result.summary()) if options.json else _described(result, posed=cameras is not None))
@@ -143,6 +145,7 @@ def _match_folder(options: argparse.Namespace) -> int:
             lambda name: load_features(store.path(name)),
             ratio=options.ratio,
             max_shift=options.max_shift,
+            method=options.matcher,
             progress=None,
         )
         for pair in found:

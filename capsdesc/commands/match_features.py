@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from capsdesc.commands.options import add_max_shift_option, add_ratio_option
+from capsdesc.commands.options import add_device_option, add_matcher_option, add_max_shift_option, add_ratio_option
 from capsdesc.io.hloc import have_derivatives
 from capsdesc.io.pairs import read_pairs
 from capsdesc.matching import MAX_SHIFT
@@ -30,8 +30,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("features", type=Path, metavar="FEATURES.h5")
     parser.add_argument("pairs", type=Path, metavar="PAIRS.txt", help="two names of images on each line")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MATCHES.h5")
+    add_matcher_option(parser)
     add_ratio_option(parser)
     add_max_shift_option(parser, argparse.SUPPRESS, " where features have derivatives, as those of `capsdesc extract`")
+    add_device_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.set_defaults(run=run)
 
@@ -48,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
             options.output,
             ratio=options.ratio,
             max_shift=_max_shift(options, pairs),
+            method=options.matcher,
+            device=options.device,
             progress=True,
         )
     left_out = f", {len(done.left_out)} left out" if done.left_out else ""

@@ -89,6 +89,17 @@ def add_ratio_option(parser: argparse.ArgumentParser, default: float | None = No
     )
 
 
+def add_matcher_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses how features are matched, `method` of :func:`capsdesc.match`."""
+    parser.add_argument(
+        "--matcher",
+        choices=("nearest", "context"),
+        default="nearest",
+        help="mutual nearest neighbours, or the bundled network that looks at what is around each keypoint too, for "
+        "features of the bundled weights; it has no ratio test (default: %(default)s)",
+    )
+
+
 def add_max_shift_option(
     parser: argparse.ArgumentParser, default: float | str | None = MAX_SHIFT, more: str = ""
 ) -> None:

@@ -14,6 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from capsdesc.commands.options import (
     add_detector_option,
+    add_matcher_option,
     add_max_keypoints_option,
     add_max_shift_option,
     add_network_options,
@@ -36,6 +37,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_max_keypoints_option(parser, SfmConfig.max_keypoints)
     add_detector_option(parser)
     add_orientation_option(parser)
+    add_matcher_option(parser)
     add_ratio_option(parser, SfmConfig.ratio)
     add_max_shift_option(parser, SfmConfig.max_shift)
     parser.add_argument(

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -41,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="capsdesc-train",
         description="Train local descriptors from camera poses. Run the same command again to resume. "
-        "'capsdesc-train prepare PHOTOS OUT' makes a scene of photographs. "
+        "'capsdesc-train prepare PHOTOS OUT' makes a scene of photographs, 'capsdesc-train matcher SCENES' trains a "
+        "matcher for a descriptor. "
         "'torchrun --nproc-per-node 2 -m capsdesc.training ...' trains on two GPUs.",
     )
     parser.add_argument(
@@ -103,6 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["prepare"]:
         options = prepare.build_parser().parse_args(arguments[1:])
+    elif arguments[:1] == ["matcher"]:
+        from capsdesc.commands import train_matcher  # which takes settings as this module does
+
+        options = train_matcher.build_parser().parse_args(arguments[1:])
     else:
         options = build_parser().parse_args(arguments)
     return program.run("capsdesc-train", options, logging.INFO)
@@ -194,20 +200,28 @@ def read_config(options: argparse.Namespace) -> TrainingConfig:
         if not path.is_file():
             raise FileNotFoundError(f"--config {path} is no file and none of {', '.join(NAMED_CONFIGS)}")
         config = TrainingConfig.from_yaml(read_text(path))
-    values = yaml.safe_load(config.to_yaml())
-    changes = [change.partition("=") for change in options.set]
-    for key, equals, text in changes:
+    values = changed_settings(yaml.safe_load(config.to_yaml()), options.set)
+    for name in ("steps", "batch_size", "seed"):
+        if getattr(options, name) is not None:
+            values[name] = getattr(options, name)
+    return TrainingConfig.from_yaml(yaml.safe_dump(values))
+
+
+def changed_settings(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Nested settings, with those of ``--set KEY=VALUE`` in their place.
+
+    Raises:
+        ValueError: a change names no setting.
+    """
+    for key, equals, text in (change.partition("=") for change in changes):
         *parents, name = key.split(".")
-        node = values
+        node: Any = values
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None
         if not equals or not isinstance(node, dict) or name not in node:
             raise ValueError(f"--set {key}{equals}{text}: expected KEY=VALUE with a known key, such as data.width=320")
         node[name] = parse_yaml(text, f"--set {key}")
-    for name in ("steps", "batch_size", "seed"):
-        if getattr(options, name) is not None:
-            values[name] = getattr(options, name)
-    return TrainingConfig.from_yaml(yaml.safe_dump(values))
+    return values
 
 
 def _start(options: argparse.Namespace) -> str:

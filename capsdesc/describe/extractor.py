@@ -292,6 +292,7 @@ class CAPSExtractor:
             angles=field(found.angles),
             image_size=image_size(image),
             derivatives=field(changes),
+            model=self.weights.fingerprint,
         )
 
     @isolated()

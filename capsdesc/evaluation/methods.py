@@ -19,7 +19,9 @@ from capsdesc.evaluation import peers
 from capsdesc.images import to_gray
 from capsdesc.keypoints import Detector, SIFTDetector
 from capsdesc.keypoints.sift import UPSCALING_SHIFT
-from capsdesc.types import Float32Array, Keypoints, Matches, UInt8Array
+from capsdesc.matching import MAX_SHIFT
+from capsdesc.matching.context import CAPSMatcher
+from capsdesc.types import Features, Float32Array, Keypoints, Matches, UInt8Array
 from capsdesc.weights import resolve
 
 
@@ -31,12 +33,14 @@ class Use(NamedTuple):
         reliability: whether descriptors bear it.
         checked: whether matches are checked by the descriptors' derivatives.
         keypoints: whether the network finds the keypoints too.
+        context: whether matches are :class:`capsdesc.CAPSMatcher`'s instead of mutual nearest neighbours.
     """
 
     orientation: Orientation = "upright"
     reliability: bool = True
     checked: bool = False
     keypoints: bool = False
+    context: bool = False
 
 
 _AT_GIVEN_POINTS: dict[str, Use] = {
@@ -46,6 +50,8 @@ _AT_GIVEN_POINTS: dict[str, Use] = {
     "caps-checked": Use(checked=True),
     "caps-any-checked": Use(orientation="any", checked=True),
     "caps-plain-checked": Use(reliability=False, checked=True),
+    "caps-context": Use(context=True),
+    "caps-context-checked": Use(checked=True, context=True),
 }
 CAPS_USES: Mapping[str, Use] = _AT_GIVEN_POINTS | {
     name.replace("caps", "caps-keypoints"): use._replace(keypoints=True) for name, use in _AT_GIVEN_POINTS.items()
@@ -172,8 +178,15 @@ class _Ours:
         use: a key of :data:`CAPS_USES`.
     """
 
-    def __init__(self, weights: str | None = None, device: str | None = None, use: str = "caps") -> None:
+    def __init__(
+        self,
+        weights: str | None = None,
+        device: str | None = None,
+        use: str = "caps",
+        matcher: CAPSMatcher | None = None,
+    ) -> None:
         self.name = use if weights is None else f"{use}:{weights}"
+        self._matcher = matcher
         self._orientation = CAPS_USES[use].orientation
         # The same on every machine.
         resolved = resolve(weights)
@@ -193,6 +206,8 @@ class _Ours:
             "reliability": self._extractor.reliability,
             "torch": torch.__version__,
         }
+        if matcher is not None:
+            self.settings = {**self.settings, "matcher": f"CAPSMatcher ({matcher.source})"}
 
 
 class CAPS(_Ours):
@@ -216,8 +231,14 @@ class CheckedCAPS(CAPS):
 class CAPSKeypoints(_Ours):
     """This package's keypoints and descriptors, from one pass of the network; as a detector it has its keypoints."""
 
-    def __init__(self, weights: str | None = None, device: str | None = None, use: str = "caps-keypoints") -> None:
-        super().__init__(weights, device, use)
+    def __init__(
+        self,
+        weights: str | None = None,
+        device: str | None = None,
+        use: str = "caps-keypoints",
+        matcher: CAPSMatcher | None = None,
+    ) -> None:
+        super().__init__(weights, device, use, matcher)
 
     def extract(self, image: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
         """(N, 2) points and (N, D) descriptors; for any orientation (turns, zooms, N, D)."""
@@ -240,12 +261,55 @@ class CheckedCAPSKeypoints(CAPSKeypoints):
         return np.asarray(features.keypoints), np.asarray(features.descriptors), np.asarray(features.derivatives)
 
 
-# Whether the keypoints are the network's own, and whether matches are checked.
-_KINDS: Mapping[tuple[bool, bool], Callable[[str | None, str | None, str], Method]] = {
-    (False, False): CAPS,
-    (False, True): CheckedCAPS,
-    (True, False): CAPSKeypoints,
-    (True, True): CheckedCAPSKeypoints,
+class _InContext(_Ours):
+    """Uses whose matches are those of a :class:`capsdesc.CAPSMatcher`."""
+
+    def match(self, features0: peers.MatchedFeatures, features1: peers.MatchedFeatures) -> Matches:
+        """The matcher's matches, checked by derivatives where the features have any."""
+        assert self._matcher is not None
+        sides = [
+            Features(
+                side.keypoints,
+                side.descriptors,
+                None,
+                None,
+                None,
+                side.image_size,
+                getattr(side, "derivatives", None),
+                self._extractor.weights.fingerprint,
+            )
+            for side in (features0, features1)
+        ]
+        checked = None if sides[0].derivatives is None else MAX_SHIFT
+        return self._matcher.match(sides[0], sides[1], max_shift=checked)
+
+
+class ContextCAPS(_InContext, CAPS):
+    """This package's descriptor at given points, matched in context."""
+
+
+class CheckedContextCAPS(_InContext, CheckedCAPS):
+    """The same, checked."""
+
+
+class ContextCAPSKeypoints(_InContext, CAPSKeypoints):
+    """This package's keypoints, descriptors and matcher."""
+
+
+class CheckedContextCAPSKeypoints(_InContext, CheckedCAPSKeypoints):
+    """The same, checked."""
+
+
+# Whether the keypoints are the network's own, whether matches are checked, and whether they are seen in context.
+_KINDS: Mapping[tuple[bool, bool, bool], Callable[[str | None, str | None, str, CAPSMatcher | None], Method]] = {
+    (False, False, False): CAPS,
+    (False, True, False): CheckedCAPS,
+    (True, False, False): CAPSKeypoints,
+    (True, True, False): CheckedCAPSKeypoints,
+    (False, False, True): ContextCAPS,
+    (False, True, True): CheckedContextCAPS,
+    (True, False, True): ContextCAPSKeypoints,
+    (True, True, True): CheckedContextCAPSKeypoints,
 }
 
 
@@ -270,7 +334,11 @@ def get_shared_detector(name: str, *, weights: str | None = None, device: str | 
 
 
 def get_methods(
-    names: Sequence[str], *, weights: Sequence[str] | None = None, device: str | None = None
+    names: Sequence[str],
+    *,
+    weights: Sequence[str] | None = None,
+    device: str | None = None,
+    matcher: str | None = None,
 ) -> list[Method]:
     """Methods by their names.
 
@@ -278,6 +346,7 @@ def get_methods(
         names: of :data:`METHODS`.
         weights: for ours: one method for each; None is the bundled default.
         device: where networks run; None chooses.
+        matcher: weights of the one that sees context; None is the bundled one.
 
     Raises:
         ValueError: a name is unknown.
@@ -290,8 +359,10 @@ def get_methods(
         if name == "rootsift":
             methods.append(RootSIFT())
         elif name in CAPS_USES:
-            kind = _KINDS[CAPS_USES[name].keypoints, CAPS_USES[name].checked]
-            methods += [kind(each, device, name) for each in weights or (None,)]
+            use = CAPS_USES[name]
+            kind = _KINDS[use.keypoints, use.checked, use.context]
+            in_context = CAPSMatcher(matcher, device=device) if use.context else None
+            methods += [kind(each, device, name, in_context) for each in weights or (None,)]
         else:
             methods.append(peers.PEERS[name](device))
     return methods

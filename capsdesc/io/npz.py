@@ -49,7 +49,8 @@ def load_features(file: str | os.PathLike[str] | IO[bytes]) -> Features:
     width, height = fields["image_size"].tolist()
     if fields["derivatives"] is not None:
         fields["derivatives"] = fields["derivatives"].astype(np.float32)
-    return Features(**{**fields, "image_size": (width, height)})
+    model = None if fields["model"] is None else str(fields["model"])
+    return Features(**{**fields, "image_size": (width, height), "model": model})
 
 
 def settings_in(path: Path) -> str | None:

@@ -10,7 +10,7 @@ from capsdesc.matching.nearest import match_rows
 from capsdesc.matching.rows import descriptor_rows, scale_of
 from capsdesc.matching.shift import within_shift
 from capsdesc.matching.views import agreeing_views
-from capsdesc.types import Descriptors, Matches
+from capsdesc.types import Descriptors, Matches, MatchMethod
 
 
 @isolated()
@@ -22,8 +22,9 @@ def match(
     ratio: float | None = None,
     max_distance: float | None = None,
     max_shift: float | None = None,
+    method: MatchMethod = "nearest",
 ) -> Matches:
-    """Match each descriptor of `a` to its nearest neighbour in `b`.
+    """Match each descriptor of `a` to its nearest neighbour in `b`, or by a learned matcher.
 
     The distance is Euclidean on the descriptors as given, which is what the raw descriptors of CAPS need (Wang et al.,
     ECCV 2020) and ranks L2-normalised ones as their dot product does. The search is exact and never holds
@@ -42,6 +43,9 @@ def match(
             pixels, as where the right keypoint was not detected and its neighbour took its place. `MAX_SHIFT` drops
             most of these, and few right ones. Needs features with `derivatives`, as `CAPSExtractor.extract` gives them.
             Pixels are those of the views that go together.
+        method: `"nearest"`, or `"context"`: by the bundled :class:`capsdesc.CAPSMatcher`, which looks at what is around
+            each keypoint too. It takes :class:`capsdesc.Features` of the bundled descriptor, and of the other arguments
+            only `max_shift`.
 
     Returns:
         The matches, ordered by their index in `a`: numpy arrays for numpy input, tensors on its device for torch.
@@ -57,6 +61,12 @@ def match(
         raise ValueError(f"max_distance is {max_distance}; expected a number of at least 0, or None for no limit")
     if max_shift is not None and not max_shift > 0:
         raise ValueError(f"max_shift is {max_shift}; expected a positive number of pixels, or None for no check")
+    if method not in ("nearest", "context"):
+        raise ValueError(f"method is {method!r}; expected 'nearest' or 'context'")
+    if method == "context":
+        if not mutual or ratio is not None or max_distance is not None:
+            raise ValueError("mutual, ratio and max_distance are for nearest neighbours; leave them out with 'context'")
+        return _match_in_context(a, b, max_shift)
     rows_a, a_is_numpy = descriptor_rows(a, "a")
     rows_b, b_is_numpy = descriptor_rows(b, "b")
     if a_is_numpy != b_is_numpy:
@@ -82,6 +92,14 @@ def match(
     if a_is_numpy:
         return Matches(indices.numpy(), distances.numpy())
     return Matches(indices, distances)
+
+
+def _match_in_context(a: Descriptors, b: Descriptors, max_shift: float | None) -> Matches:
+    from capsdesc.matching.context import bundled_matcher  # loads a network
+
+    descriptors = getattr(a, "descriptors", None)
+    matcher = bundled_matcher(str(descriptors.device) if isinstance(descriptors, Tensor) else "cpu")
+    return matcher.match(a, b, max_shift=max_shift)  # type: ignore[arg-type]
 
 
 def _unscaled(distances: Tensor, scale: float) -> Tensor:

@@ -20,7 +20,7 @@ from capsdesc.io.files import sweep
 from capsdesc.io.hloc import ScoredMatches, check_features, pair_name, read_features, read_names, write_matches
 from capsdesc.io.locks import sole_use
 from capsdesc.matching import match
-from capsdesc.types import Features, Matches
+from capsdesc.types import Features, Matches, MatchMethod
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def match_listed(
     *,
     ratio: float | None = None,
     max_shift: float | None = None,
+    method: MatchMethod = "nearest",
     device: torch.device | str | None = None,
     cached: int = _CACHED_IMAGES,
     progress: bool | None = None,
@@ -53,6 +54,7 @@ def match_listed(
         load: the features of an image by its name, in numpy.
         ratio: as for :func:`capsdesc.match`.
         max_shift: likewise.
+        method: likewise; ``"context"`` has no ratio test.
         device: where to match; ``None``: in numpy.
         cached: features of so many images are kept in memory.
         progress: whether to show progress on standard error; ``None``: where that is a terminal.
@@ -64,7 +66,8 @@ def match_listed(
 
     for names in tqdm(pairs, desc="matches", unit="pair", disable=None if progress is None else not progress):
         first, second = (features(name) for name in names)
-        yield MatchedPair(names, (first, second), match(first, second, ratio=ratio, max_shift=max_shift))
+        found = match(first, second, ratio=ratio if method == "nearest" else None, max_shift=max_shift, method=method)
+        yield MatchedPair(names, (first, second), found)
 
 
 def _moved(features: Features, device: torch.device) -> Features:
@@ -96,13 +99,15 @@ def match_pairs(
     *,
     ratio: float | None = None,
     max_shift: float | None = None,
+    method: MatchMethod = "nearest",
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> PairMatching:
     """Match pairs of images of a features file and write hloc's matches file, whole or not at all.
 
     Matches are mutual nearest neighbours, see :func:`capsdesc.match`. Their score is (1 + c) / 2 for the cosine c of
-    the angle between the descriptors, which is what hloc's nearest neighbours give. A pair that the file cannot hold,
+    the angle between the descriptors, which is what hloc's nearest neighbours give; with ``method="context"`` it is the
+    matcher's. A pair that the file cannot hold,
     as hloc's format gives it the name of another one, and a pair of an image whose features are broken are logged as a
     warning and left out; both are found before any pair is matched.
 
@@ -112,6 +117,7 @@ def match_pairs(
         output: the matches file; replaced if it exists.
         ratio: of the ratio test, or ``None`` for none.
         max_shift: as for :func:`capsdesc.match`, or ``None`` for no check.
+        method: as for :func:`match_listed`.
         device: where to match; ``None``: on the CPU.
         progress: whether to show progress on standard error, where that is a terminal.
 
@@ -142,6 +148,7 @@ def match_pairs(
             lambda name: read_features(features, name),
             ratio=ratio,
             max_shift=max_shift,
+            method=method,
             device=device,
             progress=None if progress else False,
         )
@@ -172,8 +179,13 @@ def _unfit_pairs(features: str | os.PathLike[str], pairs: Sequence[tuple[str, st
 
 
 def scored(pair: MatchedPair) -> ScoredMatches:
-    """The matches of a pair with scores as the nearest neighbours of hloc give them, see :func:`match_pairs`."""
+    """The matches of a pair with their scores, or else such as the nearest neighbours of hloc give them.
+
+    See :func:`match_pairs`.
+    """
     indices = _to_numpy(pair.matches.indices)
+    if pair.matches.scores is not None:
+        return ScoredMatches(indices, _to_numpy(pair.matches.scores))
     a, b = (_to_numpy(features.descriptors)[indices[:, column]] for column, features in enumerate(pair.features))
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosines = (a * b).sum(axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)

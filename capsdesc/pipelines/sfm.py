@@ -38,6 +38,7 @@ from capsdesc.pipelines.match import match_listed
 from capsdesc.pipelines.retrieval import retrieved_pairs
 from capsdesc.pipelines.stores import NpzFolder
 from capsdesc.pipelines.summary import Reconstruction, Record
+from capsdesc.types import MatchMethod
 from capsdesc.weights import Weights, resolve
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class SfmConfig:
         orientation: ``"any"`` for photographs that may be turned or zoomed at will; takes longer.
         ratio: of the ratio test on matches, above 0; 1 keeps nearly all. The higher it is, the more photographs of
             repeated things, such as windows, are registered in wrong places; the lower, the fewer at all.
+        matcher: ``"nearest"`` or ``"context"``, as ``method`` of :func:`capsdesc.match`; the second has no ratio test.
         max_shift: as for :func:`capsdesc.match`; None for no check, which makes smaller files of features.
         pairs: which photographs are matched. ``"exhaustive"``: each with each; ``"sequential"``: each with those after
             it by name, for video; ``"retrieval"``: each with those that look most like it as a whole.
@@ -74,6 +76,7 @@ class SfmConfig:
     max_keypoints: int = 4096
     orientation: Orientation = "upright"
     ratio: float = 0.8
+    matcher: MatchMethod = "nearest"
     max_shift: float | None = MAX_SHIFT
     pairs: str = "exhaustive"
     overlap: int = 10
@@ -88,6 +91,8 @@ class SfmConfig:
         check_orientation(self.orientation)
         if not 0 < self.ratio <= 1:
             raise ValueError(f"ratio is {self.ratio}; expected a number above 0 and at most 1")
+        if self.matcher not in ("nearest", "context"):
+            raise ValueError(f"matcher is {self.matcher!r}; expected 'nearest' or 'context'")
         if self.max_shift is not None and not self.max_shift > 0:
             raise ValueError(f"max_shift is {self.max_shift}; expected a positive number of pixels, or None")
         for name in ("max_keypoints", "overlap", "neighbours"):
@@ -272,6 +277,7 @@ def _match(path: Path, names: Sequence[str], sink: NpzFolder, config: SfmConfig,
             lambda name: load_features(sink.path(name)),
             ratio=config.ratio,
             max_shift=config.max_shift,
+            method=config.matcher,
             device=device,
             cached=_CACHED_IMAGES,
         )

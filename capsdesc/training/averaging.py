@@ -41,7 +41,8 @@ class MovingAverage:
             return
         kept = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._averages, self._followed, 1 - kept)
-        torch._foreach_copy_(self._counters, self._followed_counters)
+        if self._counters:
+            torch._foreach_copy_(self._counters, self._followed_counters)
 
 
 def _by_kind(network: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

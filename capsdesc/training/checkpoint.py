@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors
 import safetensors.torch
@@ -19,7 +19,6 @@ from capsdesc.io.files import atomic_path, sweep
 from capsdesc.io.settings import refuse_other_settings
 from capsdesc.io.text import parse_yaml
 from capsdesc.training.averaging import MovingAverage
-from capsdesc.training.config import TrainingConfig
 from capsdesc.training.distributed import from_main, is_main
 from capsdesc.weights.files import CARD_FILE, CONFIG_FILE, TENSORS_FILE
 
@@ -46,6 +45,12 @@ class Best:
     state_dict: dict[str, Tensor]
 
 
+class Settings(Protocol):
+    """All settings of a run: :class:`~capsdesc.training.config.TrainingConfig`, or a matcher's."""
+
+    def to_yaml(self) -> str: ...  # noqa: D102
+
+
 class RunFolder:
     """A run's folder. Only the main process touches it; the others are told what it holds.
 
@@ -55,7 +60,7 @@ class RunFolder:
         data: digest of its data.
     """
 
-    def __init__(self, path: Path, config: TrainingConfig, data: str) -> None:
+    def __init__(self, path: Path, config: Settings, data: str) -> None:
         self.path, self.config, self.data = path, config, data
 
     def resume(self, network: nn.Module, average: MovingAverage, optimizer: torch.optim.Optimizer) -> int:

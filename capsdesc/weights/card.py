@@ -90,9 +90,9 @@ def model_card(
             "",
             "## What it was trained on",
             "",
-            *_table(scenes),
+            *scene_table(scenes),
             "",
-            *(["Judged on, and never trained on these pairs:", "", *_table(held_out), ""] if held_out else []),
+            *(["Judged on, and never trained on these pairs:", "", *scene_table(held_out), ""] if held_out else []),
         ]
     )
     # It names folders and files, whose names need be no UTF-8.
@@ -226,7 +226,8 @@ def _limits(settings: Mapping[str, Any], scenes: Sequence[SceneSummary]) -> list
     ]
 
 
-def _table(scenes: Sequence[SceneSummary]) -> list[str]:
+def scene_table(scenes: Sequence[SceneSummary]) -> list[str]:
+    """Scenes with their licences as the lines of a table."""
     return [
         "| scene | photographs | pairs | licence |",
         "| --- | --- | --- | --- |",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import re
@@ -48,7 +49,7 @@ class Weights:
     state_dict: dict[str, Tensor]
     source: str
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of config and tensors, whatever file they came from and in whatever precision it stores them."""
         digest = hashlib.sha256(self.config.to_json().encode())

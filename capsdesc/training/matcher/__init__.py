@@ -1,0 +1,1 @@
+"""Learning :class:`capsdesc.CAPSMatcher` from camera poses: pairs described once, labels from epipolar lines."""
