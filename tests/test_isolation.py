@@ -23,6 +23,7 @@ from torch import Tensor
 import capsdesc
 from capsdesc import (
     CAPSExtractor,
+    CAPSMatcher,
     Features,
     Fundamental,
     Homography,
@@ -227,7 +228,14 @@ CALLS: dict[str, Callable[[], Any]] = {
         match(features(), features(4), ratio=0.95, max_distance=1, max_shift=3),
         match(features(tensors=True), features(4, True), max_shift=3),
         match(np.zeros((0, 8)), np.ones((3, 8))),
+        match(features(), features(4), method="context"),
         match(caps().describe(image(), keypoints(), orientation="any"), features(4)),
+    ],
+    "CAPSMatcher": lambda: str(CAPSMatcher(device="cpu")),
+    "CAPSMatcher.config": lambda: CAPSMatcher(device="cpu").config.width,
+    "CAPSMatcher.match": lambda: [
+        CAPSMatcher(device="cpu", dtype=torch.float32).match(features(), features(4), min_score=0),
+        CAPSMatcher(device="cpu", dtype=torch.float32).match(features(tensors=True), features(4, True), max_shift=3),
     ],
     "kornia.CAPSDescriptor": lambda: [*CAPSDescriptor().parameters()],
     "kornia.CAPSDescriptor.forward": lambda: descriptor()(
