@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_training import make_scene
 
 from capsdesc import CAPSExtractor, CAPSMatcher
