@@ -74,7 +74,7 @@ def test_matches_that_should_not_move_are_right_more_often(subject: str) -> None
 
 
 @pytest.mark.parametrize("subject", ["relief", "tankard"])
-def test_matches_in_context_are_right_more_often(caps: CAPSExtractor, subject: str) -> None:
+def test_more_matches_in_context_are_right(caps: CAPSExtractor, subject: str) -> None:
     features0, features1 = (caps.extract(DATA / f"{subject}_{k}.jpg") for k in (0, 1))
     camera0, camera1 = cameras(subject)
     R, t = relative_pose(camera0["R"], camera0["t"], camera1["R"], camera1["t"])
@@ -85,8 +85,8 @@ def test_matches_in_context_are_right_more_often(caps: CAPSExtractor, subject: s
         return np.asarray(epipolar_distance(features0.keypoints[i], features1.keypoints[j], F) < 2)
 
     nearest, context = near_line("nearest"), near_line("context")
-    assert (~context).mean() < 0.75 * (~nearest).mean()
-    assert context.sum() > 0.95 * nearest.sum()
+    assert context.sum() > 1.1 * nearest.sum()
+    assert context.mean() > nearest.mean() - 0.01
 
 
 @pytest.mark.parametrize("subject", ["relief", "tankard"])
