@@ -361,7 +361,7 @@ def get_methods(
         elif name in CAPS_USES:
             use = CAPS_USES[name]
             kind = _KINDS[use.keypoints, use.checked, use.context]
-            in_context = CAPSMatcher(matcher, device=device) if use.context else None
+            in_context = CAPSMatcher(matcher, device=device, dtype=torch.float32) if use.context else None
             methods += [kind(each, device, name, in_context) for each in weights or (None,)]
         else:
             methods.append(peers.PEERS[name](device))
