@@ -33,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_matcher_option(parser)
     add_ratio_option(parser)
     add_max_shift_option(parser, argparse.SUPPRESS, " where features have derivatives, as those of `capsdesc extract`")
-    add_device_option(parser)
+    add_device_option(parser, "cpu")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.set_defaults(run=run)
 

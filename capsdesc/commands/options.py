@@ -36,9 +36,9 @@ def add_weights_option(parser: argparse._ActionsContainer, of: str = "") -> None
     parser.add_argument("--weights", help=f"{of}bundled name, file, folder or hub name (default: the bundled weights)")
 
 
-def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that chooses where networks run."""
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if there is one)")
+def add_device_option(parser: argparse.ArgumentParser, default: str = "cuda if there is one") -> None:
+    """Add the option that chooses where networks run, or whatever else torch computes."""
+    parser.add_argument("--device", help=f"cpu, cuda, ... (default: {default})")
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:

@@ -164,6 +164,7 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
         workers=options.workers,
         max_minutes=options.max_minutes,
         tensorboard=monitor.is_available() if options.tensorboard is None else options.tensorboard,
+        held=True,  # from before the scenes are read until the model is written
     )
     if not distributed.is_main():
         return

@@ -12,7 +12,7 @@ from capsdesc.describe.extractor import CAPSExtractor
 if TYPE_CHECKING:
     import gradio
 
-Pair = tuple[Photograph | None, Photograph | None]
+Photographs = tuple[Photograph | None, Photograph | None]
 
 TITLE = "capsdesc"
 INTRODUCTION = """\
@@ -32,7 +32,7 @@ TABS = {
 }
 
 
-def build_page(caps: CAPSExtractor, pair: Pair, max_size: int) -> "gradio.Blocks":
+def build_page(caps: CAPSExtractor, pair: Photographs, max_size: int) -> "gradio.Blocks":
     """The page as a Gradio app, not yet served.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from capsdesc.checks import check_inside
-from capsdesc.describe.orientation import TURNS, ZOOMS, Orientation, View, check_orientation, turned_views
+from capsdesc.describe.orientation import TURNS, ZOOMS, Orientation, TurnedView, check_orientation, turned_views
 from capsdesc.describe.search import coarse_to_fine
 from capsdesc.describe.seeing import SeeingNetwork, Seen
 from capsdesc.devices import describing_dtype, usable_device
@@ -215,7 +215,7 @@ class CAPSExtractor:
         pixels, resize = self._resized(pixels)
         queries = _resized_points(torch.as_tensor(points, device=self.device), resize)
         if orientation == "upright":
-            descriptors, changes = self._seeing.describe(View.of(pixels, queries), derivatives)
+            descriptors, changes = self._seeing.describe(TurnedView.of(pixels, queries), derivatives)
         else:
             seen = (self._seeing.describe(view, derivatives) for view in turned_views(pixels, queries))
             descriptors, changes = (_by_turn_and_zoom(parts) for parts in zip(*seen, strict=True))

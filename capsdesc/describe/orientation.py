@@ -39,7 +39,7 @@ ZOOMS = (1.0, 0.5, 0.25)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class View:
+class TurnedView:
     """An image turned and shrunk, and points in it; its pixels are made where they are needed.
 
     Attributes:
@@ -53,12 +53,12 @@ class View:
     crop: Callable[[Tile], Tensor]
 
     @classmethod
-    def of(cls, image: Tensor, points: Tensor) -> View:
+    def of(cls, image: Tensor, points: Tensor) -> TurnedView:
         """A (3, H, W) image as it is, and (N, 2) points."""
         return cls((image.shape[2], image.shape[1]), points, lambda tile: tile.crop(image))
 
 
-def turned_views(image: Tensor, points: Tensor) -> Iterator[View]:
+def turned_views(image: Tensor, points: Tensor) -> Iterator[TurnedView]:
     """The image under all zooms and, within a zoom, all turns; the first is the image itself.
 
     In this order only one smoothed image is held at a time.
@@ -79,13 +79,13 @@ def turned_views(image: Tensor, points: Tensor) -> Iterator[View]:
             # Rounded, so that quarter turns move pixels onto pixels exactly.
             cos, sin = np.round([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))], 12)
             if degrees == 0 and zoom == 1:
-                yield View.of(image, points)
+                yield TurnedView.of(image, points)
                 continue
             linear = zoom * np.array([[cos, -sin], [sin, cos]])
             low, high = (corners @ linear.T).min(0), (corners @ linear.T).max(0)
             columns, rows = (np.ceil(high - low).astype(int) + 1).tolist()
             moved = points @ points.new_tensor(linear).T - points.new_tensor(low)
-            yield View((columns, rows), moved, functools.partial(_warp, source, linear, low, image.device))
+            yield TurnedView((columns, rows), moved, functools.partial(_warp, source, linear, low, image.device))
 
 
 def _warp(source: Array, linear: Array, low: Array, device: torch.device, tile: Tile) -> Tensor:

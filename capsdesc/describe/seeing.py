@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from capsdesc.describe.orientation import View
+from capsdesc.describe.orientation import TurnedView
 from capsdesc.keypoints.learned import BORDER, centres, peaks, strongest
 from capsdesc.models import (
     DenseFeatures,
@@ -85,7 +85,7 @@ class SeeingNetwork:
             dense = dense_features(self.network, self.config, _batch(image))
         return dense if self.reliability else dense.without_reliability()
 
-    def describe(self, view: View, derivatives: bool) -> tuple[Tensor, Tensor | None]:
+    def describe(self, view: TurnedView, derivatives: bool) -> tuple[Tensor, Tensor | None]:
         """(N, D) descriptors at a view's points and, if asked for, their (N, 2, C) derivatives by its pixels."""
         points = _with_neighbours(view.points, view.size).flatten(0, 1) if derivatives else view.points
         whole = Tile((0, 0), view.size, torch.arange(len(points), device=points.device))

@@ -147,6 +147,7 @@ class RootSIFT:
 
     def extract(self, image: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
         """The strongest keypoints and their descriptors, of 128 dimensions and unit Euclidean norm."""
+        # Not SIFTDetector, nor sift_features: a peer is compared as others use it.
         found, descriptors = cv2.SIFT.create().detectAndCompute(to_gray(image), np.empty(0, dtype=np.uint8))
         strongest = np.argsort([-point.response for point in found], kind="stable")[:max_keypoints]
         points = np.array([point.pt for point in found], dtype=np.float32).reshape(-1, 2)
@@ -165,6 +166,7 @@ class RootSIFT:
             point.octave = _sift_octave(point.size)
             # Where OpenCV's own detector would have put it.
             point.pt = (point.pt[0] + float(UPSCALING_SHIFT), point.pt[1] + float(UPSCALING_SHIFT))
+        # OpenCV's descriptor alone; SIFTDetector is its detector.
         _, descriptors = cv2.SIFT.create().compute(to_gray(image), points)
         return _root(descriptors)
 

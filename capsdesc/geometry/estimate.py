@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -144,13 +146,10 @@ def _best_homography(
         return np.asarray(np.linalg.norm(points1 - project(H, points0), axis=1))
 
     models = (opencv if backend == "opencv" else poselib).find_homographies(points0, points1, options)
-    if not models:
+    best = _best(models, distance, points0, points1, 4, options.threshold)
+    if best is None:
         return None
-    H = min(models, key=lambda H: _truncated_cost(distance(H), options.threshold))
-    inliers = distance(H) <= options.threshold
-    if _is_degenerate(points0[inliers], points1[inliers], 4, options.threshold):
-        return None
-    H = H / np.linalg.norm(H)
+    H, inliers = best[0] / np.linalg.norm(best[0]), best[1]
     return Homography(H / H[2, 2] if abs(H[2, 2]) > np.finfo(np.float64).eps else H, inliers)
 
 
@@ -197,13 +196,24 @@ def estimate_fundamental(
         return sampson(points0, points1, F)
 
     models = (opencv if backend == "opencv" else poselib).find_fundamentals(points0, points1, options)
+    best = _best(models, distance, points0, points1, 7, threshold)
+    return None if best is None else Fundamental(best[0] / np.linalg.norm(best[0]), best[1])
+
+
+def _best(
+    models: Sequence[Float64Array],
+    distance: Callable[[Float64Array], Float64Array],
+    points0: Float64Array,
+    points1: Float64Array,
+    minimum: int,
+    threshold: float,
+) -> tuple[Float64Array, npt.NDArray[np.bool_]] | None:
+    """The matrix that fits the matches best, and its inliers; none where these are fewer than ``minimum`` or a line."""
     if not models:
         return None
-    F = min(models, key=lambda F: _truncated_cost(distance(F), threshold))
-    inliers = distance(F) <= threshold
-    if _is_degenerate(points0[inliers], points1[inliers], 7, threshold):
-        return None
-    return Fundamental(F / np.linalg.norm(F), inliers)
+    best = min(models, key=lambda model: _truncated_cost(distance(model), threshold))
+    inliers = distance(best) <= threshold
+    return None if _is_degenerate(points0[inliers], points1[inliers], minimum, threshold) else (best, inliers)
 
 
 def _check_backend(backend: str) -> None:

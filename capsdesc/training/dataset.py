@@ -26,7 +26,14 @@ from capsdesc.training.augmentation import AugmentationConfig, augment
 from capsdesc.training.covisibility import find_pairs
 from capsdesc.training.keypoint_losses import CELL
 from capsdesc.training.supervision import Supervision
-from capsdesc.training.views import View, VirtualCamera, aim, random_homography, render_camera, render_homography
+from capsdesc.training.views import (
+    RenderedView,
+    VirtualCamera,
+    aim,
+    random_homography,
+    render_camera,
+    render_homography,
+)
 from capsdesc.types import Array, PosedImage
 
 logger = logging.getLogger(__name__)
@@ -309,7 +316,7 @@ class PairDataset(Dataset[TrainingPair]):
         seen[seen] = views[1].valid[row, column]
         return self._finish(rng, views, candidates[seen], np.zeros((3, 3)), H / np.linalg.norm(H), planar=True)
 
-    def _candidates(self, rng: np.random.Generator, view: View) -> Array:
+    def _candidates(self, rng: np.random.Generator, view: RenderedView) -> Array:
         """Twice as many query points as needed, SIFT keypoints first as far as the config asks."""
         config = self.config
         detected = SIFTDetector(contrast_threshold=0.01).detect(view.image, sys.maxsize, view.valid)
@@ -323,7 +330,7 @@ class PairDataset(Dataset[TrainingPair]):
     def _finish(
         self,
         rng: np.random.Generator,
-        views: Sequence[View],
+        views: Sequence[RenderedView],
         candidates: Array,
         fundamental: Array,
         homography: Array,

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from capsdesc.devices import training_format
 from capsdesc.io.files import name_full_disk
+from capsdesc.io.locks import sole_use
 from capsdesc.isolation import isolated
 from capsdesc.models.config import ModelConfig
 from capsdesc.training import distributed
@@ -58,6 +59,7 @@ def train(
     workers: int = 1,
     max_minutes: float | None = None,
     tensorboard: bool = False,
+    held: bool = False,
 ) -> Outcome:
     """Train a network, or go on where a killed run with the same settings and folder stopped.
 
@@ -75,12 +77,31 @@ def train(
         workers: processes that prepare pairs, for each process that trains.
         max_minutes: stop after this long, with a checkpoint to go on from.
         tensorboard: whether to write curves and pictures for TensorBoard to ``out``.
+        held: whether the caller has the sole use of ``out`` (:func:`capsdesc.io.locks.sole_use`) for longer than this.
 
     Raises:
+        BlockingIOError: another run is at work in ``out``.
         ImportError: ``tensorboard`` is set, but it is not installed.
         ValueError: ``out`` holds a run with other settings or data, or the processes cannot share a batch evenly.
         FloatingPointError: the loss is no longer finite.
     """
+    lock = sole_use(out, is_folder=True) if distributed.is_main() and not held else contextlib.nullcontext()
+    with lock:
+        return _train(config, network, training_pairs, validation_pairs, out, device, workers, max_minutes, tensorboard)
+
+
+def _train(
+    config: TrainingConfig,
+    network: nn.Module,
+    training_pairs: PairDataset,
+    validation_pairs: PairDataset | None,
+    out: Path,
+    device: torch.device,
+    workers: int,
+    max_minutes: float | None,
+    tensorboard: bool,
+) -> Outcome:
+    """:func:`train` in a folder that is held."""
     start_time = time.monotonic()
     share = (distributed.rank(), distributed.world_size())
     if config.batch_size % share[1]:

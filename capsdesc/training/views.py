@@ -16,7 +16,7 @@ from capsdesc.types import Array, PosedImage
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class View:
+class RenderedView:
     """A rendered crop.
 
     Attributes:
@@ -77,14 +77,14 @@ def aim(posed: PosedImage, point: Array, size: tuple[int, int], zoom: float, deg
     return VirtualCamera(K=K, R=R, t=t, turn=turn)
 
 
-def render_camera(posed: PosedImage, photograph: Array, camera: VirtualCamera, size: tuple[int, int]) -> View:
+def render_camera(posed: PosedImage, photograph: Array, camera: VirtualCamera, size: tuple[int, int]) -> RenderedView:
     """What the virtual camera sees of the photograph; ``size`` is width and height in pixels."""
     directions = _pixel_grid(size) @ np.linalg.inv(camera.K).T @ camera.turn
     source = posed.rays_to_pixels(_dehomogenize(directions))
     return _render(photograph, source, size, zoom=camera.K[0, 0] / posed.camera.focal_length_x)
 
 
-def render_homography(photograph: Array, H: Array, size: tuple[int, int]) -> View:
+def render_homography(photograph: Array, H: Array, size: tuple[int, int]) -> RenderedView:
     """The photograph moved by a (3, 3) homography, x_view ~ H x_photograph; ``size`` is width and height in pixels."""
     source = _pixel_grid(size) @ np.linalg.inv(H).T
     width, height = size
@@ -112,14 +112,14 @@ def _dehomogenize(points: Array) -> Array:
     return result
 
 
-def _render(photograph: Array, source: Array, size: tuple[int, int], zoom: float) -> View:
+def _render(photograph: Array, source: Array, size: tuple[int, int], zoom: float) -> RenderedView:
     width, height = size
     if zoom < 0.9:  # smooth first, or shrinking aliases
         photograph = cv2.GaussianBlur(photograph, (0, 0), 0.5 * np.sqrt(1 / zoom**2 - 1))
     source = np.clip(source, -1e4, 1e5).astype(np.float32).reshape(height, width, 2)
     image = cv2.remap(photograph, source[..., 0], source[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     limit = (photograph.shape[1] - 1, photograph.shape[0] - 1)
-    return View(image=image, valid=np.asarray(((source >= 0) & (source <= limit)).all(-1)))
+    return RenderedView(image=image, valid=np.asarray(((source >= 0) & (source <= limit)).all(-1)))
 
 
 def random_homography(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from capsdesc import CAPSExtractor, match
-from capsdesc.describe.orientation import TURNS, ZOOMS, Orientation, View, turned_views
+from capsdesc.describe.orientation import TURNS, ZOOMS, Orientation, TurnedView, turned_views
 from capsdesc.images import read_image
 from capsdesc.models import Tile
 
@@ -25,7 +25,7 @@ def caps() -> CAPSExtractor:
     return CAPSExtractor()
 
 
-def whole(view: View) -> torch.Tensor:
+def whole(view: TurnedView) -> torch.Tensor:
     return view.crop(Tile((0, 0), view.size, torch.arange(len(view.points))))
 
 

@@ -288,6 +288,14 @@ def test_match_features_options(images: Mapping[str, Features], tmp_path: Path, 
     np.testing.assert_array_equal(
         read_matches(output, "a.jpg", "b.jpg").indices, match(images["a.jpg"], images["b.jpg"]).indices
     )
+    in_numpy = output.read_bytes()
+    assert main([*command, "--overwrite", "--device", "cpu"]) == 0
+    in_torch = read_matches(output, "a.jpg", "b.jpg")
+    np.testing.assert_array_equal(in_torch.indices, match(images["a.jpg"], images["b.jpg"]).indices)
+    output.write_bytes(in_numpy)
+    assert main([*command, "--overwrite", "--device", "nowhere"]) == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert output.read_bytes() == in_numpy
 
 
 def test_match_features_checks_matches(tmp_path: Path, capsys: Capture) -> None:

@@ -30,6 +30,7 @@ from capsdesc.commands.train import main
 from capsdesc.devices import fastest_dtype
 from capsdesc.geometry import epipolar_distance, fundamental_from_pose, relative_pose
 from capsdesc.io.colmap import read_model
+from capsdesc.io.locks import sole_use
 from capsdesc.isolation import isolated
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.training.augmentation import AugmentationConfig, augment
@@ -981,6 +982,9 @@ def test_the_weights_that_match_best_come_out(scene: Scene, tmp_path: Path) -> N
     torch.manual_seed(0)
     network = build_network(config.model)
     device = torch.device("cpu")
+    with sole_use(tmp_path, is_folder=True), pytest.raises(BlockingIOError, match="another run .* is at work on"):
+        train(config, network, pairs, judged, tmp_path, device=device, workers=0)
+    assert not (tmp_path / CONFIG).exists()
     outcome = train(config, network, pairs, judged, tmp_path, device=device, workers=0)
     validations = [row["validation"] for row in log_rows(tmp_path)][1:]
     net = [(2 * figures["match_precision"] - 1) * figures["matches"] for figures in validations]
