@@ -982,7 +982,7 @@ def test_the_weights_that_match_best_come_out(scene: Scene, tmp_path: Path) -> N
     torch.manual_seed(0)
     network = build_network(config.model)
     device = torch.device("cpu")
-    with sole_use(tmp_path, is_folder=True), pytest.raises(BlockingIOError, match="another run .* is at work on"):
+    with sole_use(tmp_path, is_folder=True), pytest.raises(BlockingIOError, match=r"another run .* is at work on"):
         train(config, network, pairs, judged, tmp_path, device=device, workers=0)
     assert not (tmp_path / CONFIG).exists()
     outcome = train(config, network, pairs, judged, tmp_path, device=device, workers=0)
