@@ -42,6 +42,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "jitter of colours alone": (*_NO_LIGHT, *_NO_SENSOR, *_NO_POOR_CAMERA),
     "a quarter of the keypoints": ("data.keypoints=384",),
     "no averaged weights": ("ema=0",),
+    "keypoints of its own": ("model.keypoints=true", "loss.keypoints=1"),
     "the paper's losses and pairs": _PAPER_LOSSES,
     "the same, raw features": (*_PAPER_LOSSES, "model.normalize=false"),
     "the whole recipe, another seed": ("seed=1",),
