@@ -37,6 +37,8 @@ DESCRIPTOR_DIM = 256
 LIGHTGLUE_DIM = 128
 # Beyond so many keypoints LightGlue's attention takes many seconds on a CPU.
 LIGHTGLUE_KEYPOINTS = 4096
+# Beyond so many keypoints ours takes many seconds.
+CONTEXT_KEYPOINTS = 20000
 # Beyond so many distances OpenCV's matcher takes minutes.
 OPENCV_DISTANCES = 10**9
 
@@ -147,11 +149,12 @@ def match_contests(
     for size in sizes:
         a, b = synthetic_descriptors(size, seed)
         matrix_bytes = 4 * size * size
-        contestants = [
-            Contestant("capsdesc.match", partial(_match, a, b, device)),
-            Contestant("capsdesc.CAPSMatcher", partial(_match_in_context, a, b, seed, device)),
-        ]
+        contestants = [Contestant("capsdesc.match", partial(_match, a, b, device))]
         notes = []
+        if size <= CONTEXT_KEYPOINTS:
+            contestants.append(Contestant("capsdesc.CAPSMatcher", partial(_match_in_context, a, b, seed, device)))
+        else:
+            notes.append(f"CAPSMatcher is left out above {CONTEXT_KEYPOINTS} keypoints.")
         if all_contestants or size * size <= OPENCV_DISTANCES:
             contestants.append(Contestant("OpenCV BFMatcher", partial(_match_opencv, a, b)))
         else:

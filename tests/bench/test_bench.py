@@ -119,6 +119,7 @@ def test_who_lacks_a_package_is_left_out_with_a_note(monkeypatch: pytest.MonkeyP
     table = timing.hold(matching, Settings(device="cpu", threads=1, repeats=1, memory=False))
     assert [row.name for row in table.rows] == [
         "capsdesc.match",
+        "capsdesc.CAPSMatcher",
         "OpenCV BFMatcher",
         "torch product and argmax",
         "torch.mm alone",
@@ -178,15 +179,17 @@ def test_lightglue_matches_as_many_keypoints_as_the_others() -> None:
 def test_large_matches_leave_out_who_takes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contests, "OPENCV_DISTANCES", 50**2)
     monkeypatch.setattr(contests, "LIGHTGLUE_KEYPOINTS", 60)
+    monkeypatch.setattr(contests, "CONTEXT_KEYPOINTS", 70)
     options: dict[str, Any] = {"max_bytes": 4 * 60 * 60, "seed": 0, "device": "cpu"}
     fitting, large = contests.match_contests([50, 80], all_contestants=False, **options)
-    assert len(fitting.contestants) == 6
+    assert len(fitting.contestants) == 7
     assert fitting.notes == ()
     assert [contestant.name for contestant in large.contestants] == ["capsdesc.match", "torch.mm alone"]
-    assert "--all" in large.notes[0]
-    assert "--max-memory" in large.notes[1]
-    assert large.notes[2] == "LightGlue is left out above 60 keypoints."
-    assert large.notes[3] == f"torch.mm alone goes by blocks of {60 * 60 // 80} rows."
+    assert large.notes[0] == "CAPSMatcher is left out above 70 keypoints."
+    assert "--all" in large.notes[1]
+    assert "--max-memory" in large.notes[2]
+    assert large.notes[3] == "LightGlue is left out above 60 keypoints."
+    assert large.notes[4] == f"torch.mm alone goes by blocks of {60 * 60 // 80} rows."
     (everyone,) = contests.match_contests([80], all_contestants=True, **options)
     assert "OpenCV BFMatcher" in [contestant.name for contestant in everyone.contestants]
 
