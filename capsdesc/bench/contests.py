@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from capsdesc.training.config import TrainingConfig
 from capsdesc.training.dataset import Batch, TrainingPair, collate
 from capsdesc.training.loop import make_optimizer, training_step
 from capsdesc.types import Features, Float32Array, Keypoints, UInt8Array
-from capsdesc.weights import save_pretrained
+from capsdesc.weights import resolve, save_pretrained
 
 PAPER_NOTE = (
     "caps-paper is the paper's ResNet-50 network in float32 with random parameters, which do not change its speed."
@@ -88,6 +89,9 @@ def describe_contests(
 ) -> Iterator[Contest]:
     """For each image: the networks alone, describing given keypoints, and detecting and describing.
 
+    Beside the last, SIFT's detection and describing the given keypoints are timed once more, each alone, so that what a
+    whole costs beyond its parts is known from calls that took turns.
+
     Args:
         methods: ``"caps"``, with SIFT's keypoints, ``"caps-keypoints"``, with its own, ``"caps-paper"`` and names of
             :data:`~capsdesc.evaluation.methods.METHODS`.
@@ -102,35 +106,41 @@ def describe_contests(
         "caps-keypoints": (weights, None, "caps"),
         "caps-paper": (paper_weights, torch.float32, "sift"),
     }
+    notes = [f"caps computes in {_short(describing_dtype(torch.device(device)))}."]
+    if "caps-paper" in methods:
+        notes.append(PAPER_NOTE)
+    if "caps-keypoints" in methods and not (resolved := resolve(weights)).config.keypoints:
+        notes.append(f"caps-keypoints is left out: the model {resolved.source} finds no keypoints.")
+        methods = [name for name in methods if name != "caps-keypoints"]
     describers = [name for name in methods if name not in OWN_KEYPOINTS_ONLY]
 
     def contestant(task: Callable[..., Call], name: str, *inputs: object) -> Contestant:
         load = partial(_caps, *sources[name], device) if name in sources else partial(_peer, name, device)
         return Contestant(name, partial(task, load, *inputs))
 
-    notes = (
-        f"caps computes in {_short(describing_dtype(torch.device(device)))}.",
-        *((PAPER_NOTE,) if "caps-paper" in methods else ()),
-    )
     for image in images:
         size = f"{image.shape[1]} x {image.shape[0]}"
         keypoints = SIFTDetector().detect(image, max_keypoints)
 
         networks = tuple(contestant(_network, name, image) for name in describers if name in sources)
         if networks:
-            yield Contest("describe", f"network alone, {size}", networks, notes)
+            yield Contest("describe", f"network alone, {size}", networks, tuple(notes))
         yield Contest(
             "describe",
             f"describe {len(keypoints)} given SIFT keypoints, {size}",
             tuple(contestant(_describe, name, image, keypoints) for name in describers),
-            notes,
+            tuple(notes),
         )
-        detection = Contestant("SIFT detection alone", partial(_detect, image, max_keypoints))
+        # The two halves of the first row once more, timed in turn with the whole.
+        halves = [Contestant("SIFT detection alone", partial(_detect, image, max_keypoints))]
+        if "caps" in methods:
+            describing = contestant(_describe, "caps", image, keypoints)
+            halves.append(dataclasses.replace(describing, name="caps description alone"))
         yield Contest(
             "describe",
             f"detect and describe at most {max_keypoints} keypoints, {size}",
-            (*(contestant(_extract, name, image, max_keypoints) for name in methods), detection),
-            notes,
+            (*(contestant(_extract, name, image, max_keypoints) for name in methods), *halves),
+            tuple(notes),
         )
 
 

@@ -34,7 +34,7 @@ time over that of the table's first row (above 1 is slower), and the peak memory
 in a process of its own.
 """
 SECTIONS = ("describe", "match", "train")
-METHODS = "caps,caps-paper,rootsift,xfeat,disk,aliked"
+METHODS = "caps,caps-keypoints,caps-paper,rootsift,xfeat,disk,aliked"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -67,7 +67,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
     describe = parser.add_argument_group("describe")
     describe.add_argument("--methods", default=METHODS, help="by commas (default: %(default)s)")
-    add_weights_option(describe, "of caps: ")
+    add_weights_option(describe, "of caps and caps-keypoints: ")
     describe.add_argument("--image", type=Path, metavar="PATH", help="resized to each edge (default: synthetic, 4:3)")
     describe.add_argument(
         "--edges", type=_positives, default="640,1024", metavar="PX,...", help="longer edges (default: %(default)s)"

