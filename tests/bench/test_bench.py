@@ -26,6 +26,7 @@ from capsdesc.matching import Matches
 from capsdesc.models import ModelConfig, build_network, dense_features
 from capsdesc.models.network import normalize_image
 from capsdesc.training.losses import LossConfig, caps_loss
+from capsdesc.types import Keypoints
 from capsdesc.weights import save_pretrained
 
 
@@ -231,16 +232,20 @@ def test_the_synthetic_batch_is_one_that_can_be_trained_on() -> None:
     torch.testing.assert_close(singular.square().sum(dim=1), torch.ones(3, dtype=torch.float64))
 
 
-@pytest.fixture(scope="module")
-def paper_step() -> ModuleType:
-    """The script, which is no part of the package."""
-    path = Path(__file__).parents[2] / "benchmarks" / "paper_step.py"
-    spec = importlib.util.spec_from_file_location("paper_step", path)
+def script(name: str) -> ModuleType:
+    """One of the scripts that are no part of the package."""
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def paper_step() -> ModuleType:
+    return script("paper_step")
 
 
 # Sizes at which no cell lies just on a window's edge, where rounding would decide.
@@ -303,6 +308,35 @@ def test_the_papers_step_is_one_of_adam_down_the_gradient(paper_step: ModuleType
         # Adam's first step has the learning rate's length wherever the gradient is not tiny.
         large = gradient.abs() > 1e-4
         torch.testing.assert_close((new - old)[large], -1e-3 * gradient[large].sign(), rtol=1e-2, atol=1e-6)
+
+
+# The picture of keypoints
+
+
+def test_every_method_has_a_picture_with_its_keypoints(
+    keypoint_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    keypoints = script("keypoints")
+    photograph, output = tmp_path / "photograph.png", tmp_path / "keypoints.png"
+    image = contests.synthetic_image(96, 64, seed=0)
+    assert cv2.imwrite(str(photograph), image[..., ::-1])
+    found = {"SIFT": SIFTDetector().detect(image, 30)}
+    found["capsdesc"] = CAPSExtractor(keypoint_model, detector="caps", device="cpu").detect(image, 30)
+    options = ["--methods", "sift,caps", "--weights", str(keypoint_model), "--device", "cpu", "--max-keypoints", "30"]
+    assert keypoints.main([str(photograph), *options, "-o", str(output)]) == 0
+    assert capsys.readouterr().out == "".join(f"{name}: {len(each)} keypoints\n" for name, each in found.items())
+    assert cv2.imread(str(output)).std() > 20
+
+    figure = keypoints.plot_keypoints(image, {**found, "no keypoints": Keypoints(np.empty((0, 2), np.float32))})
+    assert [axes.get_title() for axes in figure.axes] == ["SIFT", "capsdesc", "no keypoints"]
+    for axes, each in zip(figure.axes, found.values(), strict=False):
+        assert len(each) > 5
+        np.testing.assert_array_equal(axes.get_images()[0].get_array(), image)
+        np.testing.assert_allclose(axes.collections[0].get_offsets(), each.points, atol=1e-4)
+    assert len(figure.axes[2].collections[0].get_offsets()) == 0
+    with pytest.raises(ValueError, match="detector is 'surf'; expected one of sift, caps"):
+        keypoints.main(["--methods", "surf", "-o", str(tmp_path / "nothing.png")])
 
 
 # The command
