@@ -21,6 +21,7 @@ from capsdesc.bench.timing import Contest, Contestant, Memory, Row, Settings, Ta
 from capsdesc.commands.main import main
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.devices import describing_dtype
+from capsdesc.images import read_image
 from capsdesc.keypoints import SIFTDetector
 from capsdesc.matching import Matches
 from capsdesc.models import ModelConfig, build_network, dense_features
@@ -326,7 +327,7 @@ def test_every_method_has_a_picture_with_its_keypoints(
     options = ["--methods", "sift,caps", "--weights", str(keypoint_model), "--device", "cpu", "--max-keypoints", "30"]
     assert keypoints.main([str(photograph), *options, "-o", str(output)]) == 0
     assert capsys.readouterr().out == "".join(f"{name}: {len(each)} keypoints\n" for name, each in found.items())
-    assert cv2.imread(str(output)).std() > 20
+    assert read_image(output).std() > 20
 
     figure = keypoints.plot_keypoints(image, {**found, "no keypoints": Keypoints(np.empty((0, 2), np.float32))})
     assert [axes.get_title() for axes in figure.axes] == ["SIFT", "capsdesc", "no keypoints"]
