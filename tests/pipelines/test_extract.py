@@ -103,7 +103,7 @@ def assert_same(features: Features, expected: Features) -> None:
 def assert_holds_features(path: Path, caps: CAPSExtractor, image: Path, count: int) -> None:
     features = caps.extract(image, count)
     with np.load(path) as stored:
-        fields = {"angles", "descriptors", "image_size", "keypoints", "scales", "scores", "settings"}
+        fields = {"angles", "descriptors", "image_size", "keypoints", "model", "scales", "scores", "settings"}
         assert set(stored) - {"derivatives"} == fields  # see test_derivatives_are_kept
         assert stored["image_size"].tolist() == list(features.image_size)
         assert json.loads(str(stored["settings"]))["max_keypoints"] == count
