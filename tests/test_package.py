@@ -219,6 +219,7 @@ def public_objects() -> Iterator[tuple[str, object]]:
 def test_public_names() -> None:
     assert capsdesc.__all__ == [
         "CAPSExtractor",
+        "CAPSMatcher",
         "Features",
         "Fundamental",
         "Homography",
@@ -240,7 +241,7 @@ IMPORTED_BY_USERS = {
     "sampson_distance translation_error project_homography RelativePose Homography Fundamental",
     "capsdesc.images": "read_image find_images to_rgb to_tensor to_gray image_size",
     "capsdesc.keypoints": "Detector Keypoints SIFTDetector SuperPointDetector as_points get_detector",
-    "capsdesc.kornia": "CAPSDescriptor keypoints_from_lafs lafs_from_keypoints",
+    "capsdesc.kornia": "CAPSDescriptor CAPSDetector keypoints_from_lafs lafs_from_keypoints",
     "capsdesc.matching": "MAX_SHIFT Matches match",
     "capsdesc.models": "DenseFeatures FeatureMap ModelConfig build_network dense_features",
     "capsdesc.training.sources": "ColmapSource CapsSource NerfSource PairsSource TumSource read_sources",
