@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
-from capsdesc.matching.nearest import nearest_neighbours
-from capsdesc.models.context import Candidates
+from capsdesc.matching.nearest import most_similar
+from capsdesc.models.context import EVIDENCE, Candidates
 
 
 def find_candidates(
@@ -26,20 +28,22 @@ def find_candidates(
         neighbours: anchors around a candidate, in each image.
     """
     a, b = descriptors
-    ranked = [nearest_neighbours(x, y, min(count + 1, len(y)))[0] for x, y in ((a, b), (b, a))]
-    rows = torch.arange(len(a), device=a.device)
-    columns = torch.arange(len(b), device=b.device)
-    forth = rows[:, None] * len(b) + ranked[0][:, :count]
-    back = ranked[1][:, :count] * len(b) + columns[:, None]
-    keys: Tensor = torch.unique(torch.cat([forth.flatten(), back.flatten()]))
+    if len(a) == 0 or len(b) == 0:
+        return _none(a, neighbours)
+    # Two at least: the second is the rival of the first.
+    ranked = most_similar(a, b, max(2, count))
+    forth = torch.arange(len(a), device=a.device)[:, None] * len(b) + ranked[0][1][:, :count]
+    back = ranked[1][1][:, :count] * len(b) + torch.arange(len(b), device=b.device)[:, None]
+    keys, where = torch.unique(torch.cat([forth.flatten(), back.flatten()]), return_inverse=True)
     i, j = keys // len(b), keys % len(b)
-    similarity = (a[i] * b[j]).sum(1)
+    similarity = a.new_empty(len(keys))
+    similarity[where] = torch.cat([products[:, :count].flatten() for products, _ in ranked])
     best, margins = [], []
-    for own, other, x, y, nearest in ((i, j, a, b, ranked[0]), (j, i, b, a, ranked[1])):
+    for own, other, (products, nearest) in ((i, j, ranked[0]), (j, i, ranked[1])):
         # The strongest rival: the nearest of all, or the second where the candidate is the nearest itself.
         first = nearest[:, 0][own] == other
-        rival = torch.where(first, nearest[:, -1 if nearest.shape[1] < 2 else 1][own], nearest[:, 0][own])
-        margins.append(similarity - (x[own] * y[rival]).sum(1))
+        second = products[:, min(1, products.shape[1] - 1)]
+        margins.append(similarity - torch.where(first, second[own], products[:, 0][own]))
         best.append(first)
     mutual = best[0] & best[1]
     anchors = mutual.nonzero()[:, 0]
@@ -65,19 +69,30 @@ def find_candidates(
     return Candidates(i, j, evidence, at, anchors, torch.stack(near), torch.stack(present))
 
 
-def _nearest_anchors(places: Tensor, anchors: Tensor, count: int, block: int = 1024) -> tuple[Tensor, Tensor]:
+def _nearest_anchors(places: Tensor, anchors: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(N, count) indices of the anchors nearest to each keypoint, without its own; and whether there is one."""
-    found = anchors.new_zeros(len(places), count)
-    present = torch.zeros_like(found, dtype=torch.bool)
-    held = min(count, len(anchors))
-    if held == 0:
-        return found, present
-    for start in range(0, len(places), block):
-        part = slice(start, start + block)
-        members = torch.arange(start, min(start + block, len(places)), device=places.device)
-        distances = torch.cdist(places[part], places[anchors])
-        distances[members[:, None] == anchors[None]] = torch.inf
-        nearest = distances.topk(held, dim=1, largest=False)
-        found[part, :held] = nearest.indices
-        present[part, :held] = nearest.values.isfinite()
-    return found, present
+    spots = places.double().cpu().numpy()
+    own = np.full(len(spots), -1)
+    own[anchors.cpu().numpy()] = np.arange(len(anchors))
+    # One more, as one may be its own: it goes to the end. Several may lie where it lies, so that it is not always first.
+    distances, found = cKDTree(spots[anchors.cpu().numpy()]).query(spots, k=range(1, count + 2))
+    absent = (found == own[:, None]) | ~np.isfinite(distances)
+    order = absent.argsort(axis=1, kind="stable")[:, :count]
+    absent = np.take_along_axis(absent, order, axis=1)
+    found = np.where(absent, 0, np.take_along_axis(found, order, axis=1))
+    return torch.from_numpy(found).to(anchors), torch.from_numpy(~absent).to(anchors.device)
+
+
+def _none(descriptors: Tensor, neighbours: int) -> Candidates:
+    """No candidates, as where an image has no keypoints."""
+    indices = torch.empty(0, dtype=torch.int64, device=descriptors.device)
+    near = indices.new_empty(2, 0, neighbours)
+    return Candidates(
+        rows=indices,
+        columns=indices,
+        evidence=descriptors.new_empty(0, EVIDENCE),
+        places=descriptors.new_empty(2, 0, 2),
+        anchors=indices,
+        near=near,
+        present=near.bool(),
+    )

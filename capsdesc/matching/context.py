@@ -22,6 +22,9 @@ from capsdesc.weights.context import load_context
 MIN_SCORE = 0.5
 """Candidates of at least this score match, unless another is asked for."""
 
+# What so many candidates see, and what is made of it, stays in a core's own cache.
+_AT_ONCE = 1024
+
 
 class CAPSMatcher:
     """Matches features of two images by a small network that was learned from camera poses alone.
@@ -167,7 +170,7 @@ class CAPSMatcher:
             config = self.config
             candidates = find_candidates((a, b), (ra, rb), (pa, pb), config.candidates, config.neighbours)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                logits = self._network(candidates)[-1]
+                logits = self._network(candidates, _AT_ONCE)[-1]
             scores = logits.float().sigmoid()
         kept = one_to_one(candidates, scores, len(a), len(b)) & (scores >= min_score)
         rows, columns = candidates.rows[kept], candidates.columns[kept]

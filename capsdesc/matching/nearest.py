@@ -52,16 +52,57 @@ def nearest_neighbours(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
             torch.add(norms_a[a_rows], norms_b[b_rows], out=block)
             block.addmm_(a[a_rows], b[b_rows].T, alpha=-2)
             best_of_b[b_rows] = torch.minimum(best_of_b[b_rows], block.amin(dim=0))
-            found_squares, found = _smallest(block, min(k, width))
-            # Stable, with the earlier columns first: at equal distance the lower index stays in front.
-            merged, order = torch.cat([squares[a_rows], found_squares], dim=1).sort(dim=1, stable=True)
-            squares[a_rows] = merged[:, :k]
-            indices[a_rows] = torch.cat([indices[a_rows], found + left], dim=1).gather(1, order[:, :k])
+            _merge((squares, indices), a_rows, block, left)
     nearest = indices[:, 0]
     # The same entry of the same block is compared with itself, so that equality is exact.
     candidates = (squares[:, 0] == best_of_b[nearest]).nonzero()[:, 0]
     first = nearest.new_full((len(b),), len(a)).scatter_reduce(0, nearest[candidates], candidates, "amin")
     return indices, first[nearest] == torch.arange(len(a), device=a.device)
+
+
+def most_similar(a: Tensor, b: Tensor, k: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The k rows of the other set whose product with a row is largest, of both sets, from one product of the two.
+
+    Of equal ones the earlier come first, so that in sets that are not empty two rows at least are each other's first.
+
+    Args:
+        a: (N, D), of unit length where the product is to rank as the distance does.
+        b: (M, D), likewise.
+        k: how many.
+
+    Returns:
+        The (N, min(k, M)) products of rows of `a`, largest first, and their indices in `b`; the same of `b`.
+    """
+    ranked = []
+    for own, other in ((a, b), (b, a)):
+        shape = (len(own), min(k, len(other)))
+        ranked.append((own.new_full(shape, torch.inf), torch.zeros(shape, dtype=torch.int64, device=own.device)))
+    columns = max(1, min(len(b), _BLOCK_COLUMNS))
+    rows = max(1, min(len(a), _BLOCK_SIZE // 2 // columns))
+    buffers = a.new_empty(2, rows * columns)
+    for top in range(0, len(a), rows):
+        for left in range(0, len(b), columns):
+            some, others = a[top : top + rows], b[left : left + columns]
+            block, turned = (buffer[: len(some) * len(others)] for buffer in buffers)
+            block, turned = block.view(len(some), len(others)), turned.view(len(others), len(some))
+            turned.copy_(torch.mm(some, others.T, out=block).neg_().T)
+            _merge(ranked[0], slice(top, top + rows), block, left)
+            _merge(ranked[1], slice(left, left + columns), turned, top)
+    return (-ranked[0][0], ranked[0][1]), (-ranked[1][0], ranked[1][1])
+
+
+def _merge(ranked: tuple[Tensor, Tensor], rows: slice, block: Tensor, left: int) -> None:
+    """Take the smallest values of a block's rows among the (N, k) smallest so far and their columns, nearest first.
+
+    Overwrites them in the block, whose first column is number ``left``.
+    """
+    values, indices = (part[rows] for part in ranked)
+    k = values.shape[1]
+    found_values, found = _smallest(block, min(k, block.shape[1]))
+    # Stable, with the earlier columns first: at equal distance the lower index stays in front.
+    merged, order = torch.cat([values, found_values], dim=1).sort(dim=1, stable=True)
+    values.copy_(merged[:, :k])
+    indices.copy_(torch.cat([indices, found + left], dim=1).gather(1, order[:, :k]))
 
 
 def _smallest(block: Tensor, k: int) -> tuple[Tensor, Tensor]:

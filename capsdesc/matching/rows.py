@@ -32,7 +32,8 @@ def descriptor_rows(descriptors: Descriptors, name: str) -> tuple[Tensor, bool]:
             f"{name} has shape {tuple(rows.shape)}; expected (N, D), one descriptor a row, or (turns, zooms, N, D)"
         )
     tensor = as_torch(rows)
-    if not tensor.isfinite().all():
+    # A sum is finite only if all of them are; each is looked at only if it is not.
+    if not tensor.sum().isfinite() and not tensor.isfinite().all():
         finite = tensor.isfinite().all(dim=-1)
         bad = int((~finite).sum())
         raise ValueError(

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -121,14 +121,24 @@ class ContextNetwork(nn.Module):
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1)) for _ in range(config.blocks)
         )
 
-    def forward(self, candidates: Candidates) -> list[Tensor]:
-        """(C,) logits after each block; the last are the answer, the others are for training."""
-        x = self.embed(torch.cat([candidates.evidence, _waves(candidates.places)], dim=1))
-        edges = _edges(candidates)
+    def forward(self, candidates: Candidates, at_once: int | None = None) -> list[Tensor]:
+        """(C,) logits after each block in training; only those after the last one, which are the answer, otherwise.
+
+        Args:
+            candidates: of a pair of images, C of them.
+            at_once: so many look around at a time, so that what they see stays in the processor's caches; None: all.
+        """
+        if len(candidates.rows) == 0:
+            return [candidates.evidence[:, 0]]
+        x = self.embed(torch.cat([candidates.evidence, _waves(candidates.places)], dim=1)).float()
+        around = _Around.of(candidates)
         logits = []
-        for block, judge in zip(self.blocks, self.judge, strict=True):
-            x = block(x, candidates, edges)
-            logits.append(judge(x)[:, 0])
+        for number, (block, judge) in enumerate(zip(self.blocks, self.judge, strict=True), 1):
+            x = block(x, around, at_once)
+            if self.training or number == len(self.blocks):
+                # Not in half precision: among rivals, and at a threshold, the last digits decide.
+                with torch.autocast(x.device.type, enabled=False):
+                    logits.append(judge(x)[:, 0])
         return logits
 
 
@@ -151,21 +161,33 @@ class _Block(nn.Module):
         self.from_tokens = nn.Linear(width, 2 * width)
         self.merge = nn.Sequential(nn.Linear(6 * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
 
-    def forward(self, x: Tensor, candidates: Candidates, edges: Tensor) -> Tensor:
+    def forward(self, x: Tensor, around: _Around, at_once: int | None) -> Tensor:
         seen = self.norm(x)
-        anchors = self.of_anchor(seen[candidates.anchors])
-        around = []
-        for side in (0, 1):
-            present = candidates.present[side, :, :, None]
-            message = F.relu(self.of_edge(edges[side]) + anchors[candidates.near[side]]) * present
-            around += [message.amax(1), message.sum(1) / present.sum(1).clamp_min(1)]
+        anchors = self.of_anchor(seen[around.anchors]).float() + self.of_edge.bias
+        # What an anchor that is not there says is nothing after the ReLU.
+        anchors = torch.cat([anchors, torch.full_like(anchors[:1], -torch.inf)])
         keys, values = self.to_tokens(seen).chunk(2, dim=-1)
         tokens = self._attend(self.tokens, keys, values)
         tokens = tokens + self.think(tokens)
         keys, values = self.from_tokens(tokens).chunk(2, dim=-1)
-        common = self._attend(self.ask(seen), keys, values)
-        merged: Tensor = x + self.merge(torch.cat([seen, *around, common], dim=1))
-        return merged
+
+        def look(part: slice) -> Tensor:
+            heard = []
+            # There is little to multiply and much to read, which processors do best in float32.
+            with torch.autocast(x.device.type, enabled=False):
+                for side in (0, 1):
+                    near, edges = around.near[side, part], around.edges[side, part]
+                    message = F.embedding(near.flatten(), anchors)
+                    message = message.addmm_(edges.flatten(0, 1), self.of_edge.weight.T).relu_()
+                    message = message.view(*near.shape, -1)
+                    heard += [message.amax(1), message.sum(1) / around.count[side, part]]
+            common = self._attend(self.ask(seen[part]), keys, values)
+            merged: Tensor = x[part] + self.merge(torch.cat([seen[part], *heard, common], dim=1))
+            return merged
+
+        if at_once is None:
+            return look(slice(None))
+        return torch.cat([look(slice(start, start + at_once)) for start in range(0, len(x), at_once)])
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         q, k, v = (t.view(len(t), self.heads, -1).transpose(0, 1)[None] for t in (queries, keys, values))
@@ -176,26 +198,46 @@ class _Block(nn.Module):
 _EDGE = 9
 
 
-def _edges(candidates: Candidates) -> Tensor:
-    """(2, C, K, 9) how anchors near a candidate in one image lie beside it in both.
+class _Around(NamedTuple):
+    """What is around each of C candidates.
+
+    Attributes:
+        anchors: (A,) which candidates are anchors.
+        near: (2, C, K) the anchors nearest to a candidate in image 0 and in image 1; A where there is none.
+        count: (2, C, 1) how many there are, at least 1.
+        edges: (2, C, K, 9) how they lie beside it.
+    """
+
+    anchors: Tensor
+    near: Tensor
+    count: Tensor
+    edges: Tensor
+
+    @classmethod
+    def of(cls, candidates: Candidates) -> _Around:
+        present = candidates.present
+        near = torch.where(present, candidates.near, len(candidates.anchors))
+        count = present.sum(2, keepdim=True).clamp_min(1)
+        return cls(candidates.anchors, near, count, torch.stack([_edges(candidates, side) for side in (0, 1)]))
+
+
+def _edges(candidates: Candidates, side: int) -> Tensor:
+    """(C, K, 9) how anchors near a candidate in one image lie beside it in both.
 
     In units of the distance of the farthest of them, so that it is the same for keypoints as dense or as sparse; long
     steps count by their logarithm.
     """
-    places = candidates.places[:, candidates.anchors]
-    sides = []
-    for side in (0, 1):
-        near = candidates.near[side]
-        here = places[side][near] - candidates.places[side][:, None]
-        there = places[1 - side][near] - candidates.places[1 - side][:, None]
-        scale = here.norm(dim=-1).amax(1, keepdim=True)[..., None].clamp_min(1e-4)
-        here, there = here / scale, there / scale
-        length = there.norm(dim=-1, keepdim=True)
-        short = there * (torch.log1p(length) / length.clamp_min(1e-6))
-        aside = (there - here).norm(dim=-1, keepdim=True)
-        extra = [torch.log1p(length), here.norm(dim=-1, keepdim=True), torch.log1p(aside)]
-        sides.append(torch.cat([here, short, *extra, torch.exp(-aside), scale.log().expand_as(aside) / 4], dim=-1))
-    return torch.stack(sides)
+    places = torch.cat([candidates.places[side], candidates.places[1 - side]], dim=1)
+    steps = F.embedding(candidates.near[side], places[candidates.anchors]) - places[:, None]
+    here, there = steps.chunk(2, dim=-1)
+    distances = here.norm(dim=-1) * candidates.present[side]
+    scale = distances.amax(1, keepdim=True)[..., None].clamp_min(1e-4)
+    here, there = here / scale, there / scale
+    length = there.norm(dim=-1, keepdim=True)
+    short = there * (torch.log1p(length) / length.clamp_min(1e-6))
+    aside = (there - here).norm(dim=-1, keepdim=True)
+    extra = [torch.log1p(length), here.norm(dim=-1, keepdim=True), torch.log1p(aside)]
+    return torch.cat([here, short, *extra, torch.exp(-aside), scale.log().expand_as(aside) / 4], dim=-1)
 
 
 def _waves(places: Tensor) -> Tensor:
