@@ -377,5 +377,7 @@ def _selected(features: Features | KeypointsLike, indices: npt.NDArray[np.int64]
             "0; expected what was matched, in the same order"
         )
     if isinstance(points, Tensor):
-        return points[torch.as_tensor(indices, device=points.device)]
+        # Of numpy's a copy: torch warns of arrays that are read-only.
+        chosen = indices if isinstance(indices, Tensor) else torch.tensor(indices)
+        return points[chosen.to(points.device)]
     return points[indices.cpu().numpy() if isinstance(indices, Tensor) else indices]

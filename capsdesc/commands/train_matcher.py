@@ -18,6 +18,7 @@ from capsdesc.commands.options import add_weights_option
 from capsdesc.commands.train import VALIDATION_SEED, changed_settings
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.images import find_images
+from capsdesc.io.files import atomic_path
 from capsdesc.io.locks import sole_use
 from capsdesc.io.settings import refuse_other_settings
 from capsdesc.io.text import read_text
@@ -99,7 +100,10 @@ def _run(options: argparse.Namespace) -> None:
     if options.detector is None and extractor.config.keypoints:
         extractor = CAPSExtractor(extractor.weights, detector="caps")
     network_config = dataclasses.replace(
-        config.network, descriptor=extractor.weights.fingerprint, dimensions=extractor.config.descriptor_dim
+        config.network,
+        descriptor=extractor.weights.fingerprint,
+        dimensions=extractor.config.descriptor_dim,
+        reliability=extractor.config.reliability,
     )
     config = dataclasses.replace(config, network=network_config)
     scenes = [s for path in tqdm(options.scenes, desc="scenes", disable=None) for s in read_scenes(path, config.data)]
@@ -107,16 +111,16 @@ def _run(options: argparse.Namespace) -> None:
     pairs = PairDataset(scenes, photographs, config.data, config.seed, config.pairs)
     judged = [scene for path in options.validation for scene in read_scenes(path, config.data)]
     data = pairs.fingerprint
-    held_out: list[Path] = []
-    _pin(options.out, config, data, type(extractor.detector).__name__)
-    files = describe_pairs(pairs, extractor, config.keypoints, options.out / PAIRS)
+    judges: PairDataset | None = None
     if judged:
         plain = dataclasses.replace(config.data, augmentation=None)
         judges = PairDataset(judged, [], plain, VALIDATION_SEED, config.validation_pairs)
-        held_out = describe_pairs(judges, extractor, config.keypoints, options.out / HELD_OUT)
         data += f" {judges.fingerprint}"
     else:
         logger.warning("no scenes to judge on: training without validation")
+    _pin(options.out, config, data, type(extractor.detector).__name__)
+    files = describe_pairs(pairs, extractor, config.keypoints, options.out / PAIRS)
+    held_out = [] if judges is None else describe_pairs(judges, extractor, config.keypoints, options.out / HELD_OUT)
     torch.manual_seed(config.seed)
     network = ContextNetwork(network_config)
     outcome = train_matcher(config, network, files, held_out, options.out, data=data, max_minutes=options.max_minutes)
@@ -153,4 +157,5 @@ def _pin(out: Path, config: MatcherTrainingConfig, data: str, detector: str) -> 
         remedy = "give another folder, or the same settings to resume"
         refuse_other_settings(f"{out} holds pairs", json.loads(read_text(path)), settings, remedy)
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2), encoding="utf-8")

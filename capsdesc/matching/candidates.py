@@ -71,11 +71,11 @@ def find_candidates(
 
 def _nearest_anchors(places: Tensor, anchors: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(N, count) indices of the anchors nearest to each keypoint, without its own; and whether there is one."""
-    spots = places.double().cpu().numpy()
+    spots, held = places.cpu().double().numpy(), anchors.cpu().numpy()
     own = np.full(len(spots), -1)
-    own[anchors.cpu().numpy()] = np.arange(len(anchors))
-    # One more, as one may be its own: it goes to the end. Several may lie where it lies, so that it is not always first.
-    distances, found = cKDTree(spots[anchors.cpu().numpy()]).query(spots, k=range(1, count + 2))
+    own[held] = np.arange(len(held))
+    # One more, as one may be its own: it goes to the end. As others may lie where it lies, it need not be the first.
+    distances, found = cKDTree(spots[held]).query(spots, k=range(1, count + 2))
     absent = (found == own[:, None]) | ~np.isfinite(distances)
     order = absent.argsort(axis=1, kind="stable")[:, :count]
     absent = np.take_along_axis(absent, order, axis=1)

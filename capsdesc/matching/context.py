@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,11 @@ from torch import Tensor
 from capsdesc.devices import describing_dtype, usable_device
 from capsdesc.isolation import isolated
 from capsdesc.matching.candidates import find_candidates
-from capsdesc.matching.rows import as_torch, descriptor_rows
+from capsdesc.matching.rows import as_torch, descriptor_rows, scale_of
 from capsdesc.matching.shift import within_shift
 from capsdesc.models.context import Candidates, ContextConfig
 from capsdesc.models.maps import without_reliability
-from capsdesc.types import Features, Matches
+from capsdesc.types import Features, Matches, as_points
 from capsdesc.weights.context import load_context
 
 MIN_SCORE = 0.5
@@ -24,6 +25,28 @@ MIN_SCORE = 0.5
 
 # What so many candidates see, and what is made of it, stays in a core's own cache.
 _AT_ONCE = 1024
+
+
+# Keypoints lie at most so many times as far from the middle of their image as its edges.
+_FARTHEST = 1e6
+# Descriptors that bear reliability have length 1, but for rounding to half precision.
+_LONGEST = 1.01
+
+
+class _Side(NamedTuple):
+    """What is matched of an image with N keypoints.
+
+    Attributes:
+        descriptors: (N, D) of unit length, on the network's device as all but ``rows``.
+        reliabilities: (N,).
+        places: (N, 2).
+        rows: the descriptors as given.
+    """
+
+    descriptors: Tensor
+    reliabilities: Tensor
+    places: Tensor
+    rows: Tensor
 
 
 class CAPSMatcher:
@@ -91,13 +114,15 @@ class CAPSMatcher:
             max_shift: as for :func:`capsdesc.match`.
 
         Returns:
-            The matches, ordered by their index in `features0`, with a score from 0 to 1 each: numpy arrays for numpy
-            input, tensors on its device for torch.
+            The matches, ordered by their index in `features0`, with a score from 0 to 1 each; distances are of what
+            keypoints look like, of unit length and without reliability. Numpy arrays for numpy input, tensors on its
+            device for torch.
 
         Raises:
             TypeError: an argument is no :class:`capsdesc.Features`, or one is numpy and the other torch.
-            ValueError: the features are of another descriptor or of several views, a value is not finite, `min_score`
-                or `max_shift` is out of range, or there are no derivatives for `max_shift`.
+            ValueError: the features are of another descriptor, of several views, on two devices or far from their
+                image, a value is not finite, `min_score` or `max_shift` is out of range, or there are no derivatives
+                for `max_shift`.
         """
         if not 0 <= min_score <= 1:
             raise ValueError(f"min_score is {min_score}; expected a number from 0 to 1")
@@ -107,19 +132,20 @@ class CAPSMatcher:
         kinds = [isinstance(features.descriptors, Tensor) for features in (features0, features1)]
         if kinds[0] != kinds[1]:
             raise TypeError("one of the features is numpy and the other torch; expected both of one kind")
-        indices, distances, scores = self._match(sides[0], sides[1], min_score)
-        where = sides[0][3]
-        indices, distances, scores = indices.to(where), distances.to(where), scores.to(where)
+        where, there = (side.rows.device for side in sides)
+        if where != there:
+            raise ValueError(f"features0 is on {where} and features1 on {there}; expected one device: move one of them")
+        indices, distances, scores = (found.to(where) for found in self._match(sides[0], sides[1], min_score))
         if max_shift is not None:
-            rows = (descriptor_rows(features0, "features0")[0], descriptor_rows(features1, "features1")[0])
-            stays = within_shift(max_shift, (features0, features1), rows, (..., ...), indices)
+            rows, names = (sides[0].rows, sides[1].rows), ("features0", "features1")
+            stays = within_shift(max_shift, (features0, features1), rows, (..., ...), indices, names)
             indices, distances, scores = indices[stays], distances[stays], scores[stays]
         if kinds[0]:
             return Matches(indices, distances, scores)
         return Matches(indices.numpy(), distances.numpy(), scores.numpy())
 
-    def _side(self, features: Features, name: str) -> tuple[Tensor, Tensor, Tensor, torch.device]:
-        """Unit descriptors, reliabilities and places of an image's keypoints, on the network's device."""
+    def _side(self, features: Features, name: str) -> _Side:
+        """What is matched of an image."""
         if not isinstance(features, Features):
             raise TypeError(
                 f"{name} is {type(features).__name__}; expected capsdesc.Features, as of CAPSExtractor.extract: "
@@ -136,39 +162,48 @@ class CAPSMatcher:
                 f"{self.config.descriptor}: take capsdesc.match without it, or train one: capsdesc-train matcher"
             )
         expected = self.config.dimensions
-        if rows.shape[1] not in (expected, expected - 1):
+        bare = expected - self.config.reliability
+        if rows.shape[1] not in (expected, bare):
             raise ValueError(
                 f"{name} has descriptors of {rows.shape[1]} dimensions; this matcher was trained on {expected}"
             )
-        given = rows.device
-        rows = rows.to(self.device, torch.float32)
-        if rows.shape[1] == expected:
-            reliabilities = (1 - rows[:, -1].square()).clamp(0, 1)
-            rows = without_reliability(rows)
-        else:
-            reliabilities = rows.new_ones(len(rows))
-        points = as_torch(features.keypoints).to(self.device, torch.float32)
-        return F.normalize(rows, dim=-1), reliabilities, places(points, features.image_size), given
+        points = as_torch(as_points(features.keypoints, f"the keypoints of {name}"))
+        if len(points) != len(rows):
+            raise ValueError(
+                f"{name} has {len(points)} keypoints and {len(rows)} descriptors; expected as many of both"
+            )
+        where = places(points, features.image_size)
+        if not bool((where.abs() < _FARTHEST).all()):
+            raise ValueError(
+                f"{name} has keypoints at up to {float(points.abs().max()):g} px and the image_size "
+                f"{features.image_size}; expected the width and the height of the image that they lie in"
+            )
+        told = rows.shape[1] > bare
+        if told and float(longest := torch.linalg.vector_norm(rows, dim=1).amax() if len(rows) else 0.0) > _LONGEST:
+            raise ValueError(
+                f"{name} has descriptors of lengths up to {float(longest):g}; expected at most 1, as those of "
+                "CAPSExtractor are"
+            )
+        scaled = rows if told else rows / scale_of(rows)
+        descriptors, reliabilities = appearance(scaled.to(self.device, torch.float32), told)
+        return _Side(descriptors, reliabilities, where.to(self.device), rows)
 
-    def _match(
-        self,
-        first: tuple[Tensor, Tensor, Tensor, torch.device],
-        second: tuple[Tensor, Tensor, Tensor, torch.device],
-        min_score: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _match(self, first: _Side, second: _Side, min_score: float) -> tuple[Tensor, Tensor, Tensor]:
         """Indices, distances and scores."""
         # Sums of floats depend on their order: so that both directions are one, always the same of them is computed.
-        if _signature(first) > _signature(second):
+        if _comes_after(first, second):
             indices, distances, scores = self._match(second, first, min_score)
             order = indices[:, 1].argsort()
             return indices[order].flip(1), distances[order], scores[order]
-        (a, ra, pa, _), (b, rb, pb, _) = first, second
-        if len(a) == 0 or len(b) == 0:
-            nothing = a.new_empty(0)
-            return torch.empty(0, 2, dtype=torch.int64, device=a.device), nothing, nothing
+        a, b = first.descriptors, second.descriptors
         with torch.no_grad():
-            config = self.config
-            candidates = find_candidates((a, b), (ra, rb), (pa, pb), config.candidates, config.neighbours)
+            candidates = find_candidates(
+                (a, b),
+                (first.reliabilities, second.reliabilities),
+                (first.places, second.places),
+                self.config.candidates,
+                self.config.neighbours,
+            )
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 logits = self._network(candidates, _AT_ONCE)[-1]
             scores = logits.float().sigmoid()
@@ -176,6 +211,18 @@ class CAPSMatcher:
         rows, columns = candidates.rows[kept], candidates.columns[kept]
         distances = torch.linalg.vector_norm(a[rows] - b[columns], dim=1)
         return torch.stack([rows, columns], dim=1), distances, scores[kept]
+
+
+def appearance(rows: Tensor, reliability: bool) -> tuple[Tensor, Tensor]:
+    """(N, C) what keypoints look like, of unit length, and (N,) how reliable that is, from 0 to 1.
+
+    Args:
+        rows: (N, D) descriptors.
+        reliability: whether their last number speaks of it.
+    """
+    if reliability:
+        return without_reliability(rows), (1 - rows[:, -1].square()).clamp(0, 1)
+    return F.normalize(rows, dim=-1), rows.new_ones(len(rows))
 
 
 def places(points: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -200,11 +247,17 @@ def one_to_one(candidates: Candidates, scores: Tensor, count0: int, count1: int)
     return kept
 
 
-def _signature(side: tuple[Tensor, Tensor, Tensor, torch.device]) -> tuple[float, ...]:
-    """Something of an image's features by which two images can be put in an order."""
-    descriptors, reliabilities, points, _ = side
-    sums = (points.double().sum(0), points.double().square().sum(0), descriptors[:1].double().sum(0)[:4])
-    return (len(descriptors), float(reliabilities.double().sum()), *(float(value) for part in sums for value in part))
+def _comes_after(one: _Side, other: _Side) -> bool:
+    """Whether an image comes after another in some order of all images: by the first number that differs."""
+    if len(one.places) != len(other.places):
+        return len(one.places) > len(other.places)
+    for x, y in zip(one[:3], other[:3], strict=True):
+        if x.shape != y.shape:
+            return bool(x.shape > y.shape)
+        differs = (x != y).flatten().nonzero()
+        if len(differs):
+            return bool(x.flatten()[differs[0, 0]] > y.flatten()[differs[0, 0]])
+    return False
 
 
 @functools.lru_cache(maxsize=2)

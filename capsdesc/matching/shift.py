@@ -20,6 +20,7 @@ def within_shift(
     rows: tuple[Tensor, Tensor],
     views: tuple[tuple[int, int] | EllipsisType, tuple[int, int] | EllipsisType],
     indices: Tensor,
+    names: tuple[str, str] = ("a", "b"),
 ) -> Tensor:
     """(M,) which matches would look most alike where they are, or moved by at most so many pixels.
 
@@ -29,14 +30,16 @@ def within_shift(
         rows: their descriptors, (..., N, D).
         views: which of their views go together.
         indices: (M, 2) of the matches.
+        names: what error messages call the features.
 
     Raises:
         ValueError: there are no derivatives, or their shapes do not fit.
     """
-    a, b = (_derivatives_of(one, name, own) for one, name, own in zip(features, "ab", rows, strict=True))
+    a, b = (_derivatives_of(one, name, own) for one, name, own in zip(features, names, rows, strict=True))
     if a.shape[-1] != b.shape[-1]:
         raise ValueError(
-            f"a has derivatives of {a.shape[-1]} dimensions and b of {b.shape[-1]}; expected features of one model"
+            f"{names[0]} has derivatives of {a.shape[-1]} dimensions and {names[1]} of {b.shape[-1]}; expected "
+            "features of one model"
         )
     (view_a, view_b), (in_a, in_b) = views, indices.unbind(1)
     moves = _relative_shifts(rows[0][view_a][in_a], rows[1][view_b][in_b], a[view_a][in_a], b[view_b][in_b])

@@ -12,19 +12,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capsdesc.checks import check_numbers
+from capsdesc.io.settings import build
 from capsdesc.io.text import parse_json
 
 EVIDENCE = 8
 """How many numbers say what the descriptors alone know of a candidate."""
 _FREQUENCIES = 5
+# Of everything: no more than a file can ask for without harm.
+_MOST = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class ContextConfig:
         heads: of the attention to and from tokens.
         neighbours: how many matches around a candidate are looked at in each image.
         candidates: partners of a keypoint that are looked at.
+        reliability: whether the last number of a descriptor says how reliable it is.
 
     Raises:
         ValueError: a number is out of range.
@@ -53,28 +56,26 @@ class ContextConfig:
     heads: int = 4
     neighbours: int = 6
     candidates: int = 2
+    reliability: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.descriptor, str):
             raise ValueError(f"descriptor is {self.descriptor!r}; expected the fingerprint of weights")
-        check_numbers(self, "dimensions", "width", "blocks", "tokens", "heads", "neighbours", "candidates", least=1)
+        names = ("dimensions", "width", "blocks", "tokens", "heads", "neighbours", "candidates")
+        check_numbers(self, *names, least=1, most=_MOST)
         if self.width % self.heads:
             raise ValueError(f"width is {self.width}; expected a multiple of the {self.heads} heads")
 
     @classmethod
     def from_json(cls, text: str) -> ContextConfig:
-        """The config of a file.
+        """The config of a file; what it does not name takes its default.
 
         Raises:
-            ValueError: it is no JSON object, or has other entries.
+            ValueError: it is no JSON object, does not say whose descriptors it takes, or has other entries.
         """
-        values: Any = parse_json(text, "the matcher's config")
-        if not isinstance(values, Mapping):
-            raise ValueError(f"the matcher's config is a {type(values).__name__}; expected settings by name")
-        known = [field.name for field in dataclasses.fields(cls)]
-        if odd := sorted({*map(str, values)} ^ {*known}):
-            raise ValueError(f"the matcher's config differs in {', '.join(odd)}; expected {', '.join(known)}")
-        return cls(**values)
+        values = parse_json(text, "the matcher's config")
+        # Whose descriptors they are has no default.
+        return build(cls, {"descriptor": None, **values} if isinstance(values, dict) else values)
 
     def to_json(self) -> str:
         """The config as text."""

@@ -20,6 +20,7 @@ from capsdesc.io.files import sweep
 from capsdesc.io.hloc import ScoredMatches, check_features, pair_name, read_features, read_names, write_matches
 from capsdesc.io.locks import sole_use
 from capsdesc.matching import match
+from capsdesc.matching.rows import as_torch
 from capsdesc.types import Features, Matches, MatchMethod
 
 logger = logging.getLogger(__name__)
@@ -74,8 +75,8 @@ def _moved(features: Features, device: torch.device) -> Features:
     """The same features with what matching reads on a device."""
     return dataclasses.replace(
         features,
-        descriptors=torch.as_tensor(features.descriptors, device=device),
-        derivatives=None if features.derivatives is None else torch.as_tensor(features.derivatives, device=device),
+        descriptors=as_torch(features.descriptors).to(device),
+        derivatives=None if features.derivatives is None else as_torch(features.derivatives).to(device),
     )
 
 
@@ -193,4 +194,4 @@ def scored(pair: MatchedPair) -> ScoredMatches:
 
 
 def _to_numpy(values: object) -> npt.NDArray[Any]:
-    return np.asarray(torch.as_tensor(values).cpu())
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

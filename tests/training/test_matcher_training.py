@@ -195,6 +195,37 @@ def test_training_tells_right_from_wrong(tmp_path: Path) -> None:
     assert result.right > 0.85 * result.nearest_right
 
 
+def test_views_without_keypoints_are_no_obstacle(tmp_path: Path) -> None:
+    pair = planar_pair(0)
+    blank = dataclasses.replace(
+        pair, points=(pair.points[0][:0], pair.points[1]), descriptors=(pair.descriptors[0][:0], pair.descriptors[1])
+    )
+    files = written(tmp_path / "pairs", [blank])
+    trained = network()
+    assert train_matcher(config(), trained, files, files, tmp_path / "blank", data="d").finished
+    for name, tensor in network().state_dict().items():
+        assert torch.isfinite(trained.state_dict()[name]).all(), name
+        assert tensor.shape == trained.state_dict()[name].shape
+    assert validate_matcher(trained, files).right == 0
+    mixed = written(tmp_path / "mixed", [blank, pair])
+    assert train_matcher(config(steps=12), trained, mixed, mixed, tmp_path / "run", data="d").finished
+    assert validate_matcher(trained, mixed).nearest_right > 5
+    assert all(torch.isfinite(tensor).all() for tensor in trained.state_dict().values())
+
+
+def test_descriptors_without_reliability_are_learned_from_whole() -> None:
+    pair = planar_pair(4)
+    bare = dataclasses.replace(
+        pair, descriptors=(3 * pair.descriptors[0][:, :-1].float(), 3 * pair.descriptors[1][:, :-1].float())
+    )
+    whole = candidates_of(pair, NETWORK)
+    found = candidates_of(bare, dataclasses.replace(NETWORK, dimensions=16, reliability=False))
+    np.testing.assert_array_equal(found.rows, whole.rows)
+    np.testing.assert_array_equal(found.columns, whole.columns)
+    np.testing.assert_allclose(found.evidence[:, :6], whole.evidence[:, :6], atol=1e-2)
+    assert (found.evidence[:, 6:] == 1).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -238,6 +269,12 @@ def test_the_command_makes_a_matcher(tmp_path: Path, keypoint_model: Path, capsy
     capsys.readouterr()
     assert main([*arguments, "--seed", "5"]) == 1
     assert "holds pairs" in capsys.readouterr().err
+    # Nor are held-out pairs of one scene taken for those of another, be it before the first step.
+    (tmp_path / "out" / "checkpoint.pt").unlink()
+    other = make_scene(tmp_path / "other").folder
+    arguments[arguments.index("--validation") + 1] = str(other)
+    assert main(arguments) == 1
+    assert "holds pairs made with settings that differ in drawn_from" in capsys.readouterr().err
 
 
 def test_pairs_are_described_once(tmp_path: Path, keypoint_model: Path) -> None:

@@ -194,6 +194,8 @@ def _step(
         pair = changed(read_pair(files[index]), rng)
         mirrored = rng.random(2) < 0.25
         candidates = candidates_of(pair, network.config, (bool(mirrored[0]), bool(mirrored[1])))
+        if len(candidates.rows) == 0:
+            continue  # nothing was detected in one of the views
         if rng.random() < HIDDEN:
             candidates.evidence[:, 6:] = 1
         right, wrong = labels(pair, candidates)

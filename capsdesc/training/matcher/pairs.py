@@ -14,9 +14,8 @@ from tqdm import tqdm
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.io.files import atomic_path
 from capsdesc.matching.candidates import find_candidates
-from capsdesc.matching.context import places
+from capsdesc.matching.context import appearance, places
 from capsdesc.models.context import Candidates, ContextConfig
-from capsdesc.models.maps import without_reliability
 from capsdesc.training.dataset import PairDataset, TrainingPair
 from capsdesc.training.supervision import homogeneous, transfer
 
@@ -97,13 +96,13 @@ def candidates_of(
 ) -> Candidates:
     """The candidates of a pair, their places mirrored along x and y if asked for."""
     sign = torch.tensor([-1.0 if flip else 1.0 for flip in mirrored])
-    rows = [values.float() for values in pair.descriptors]
-    reliabilities = [(1 - values[:, -1].square()).clamp(0, 1) for values in rows]
-    appearances = [without_reliability(values) for values in rows]
+    (looks0, reliabilities0), (looks1, reliabilities1) = (
+        appearance(values.float(), config.reliability) for values in pair.descriptors
+    )
     where = [sign * places(values, pair.image_size) for values in pair.points]
     return find_candidates(
-        (appearances[0], appearances[1]),
-        (reliabilities[0], reliabilities[1]),
+        (looks0, looks1),
+        (reliabilities0, reliabilities1),
         (where[0], where[1]),
         config.candidates,
         config.neighbours,
