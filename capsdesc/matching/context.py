@@ -248,16 +248,22 @@ def one_to_one(candidates: Candidates, scores: Tensor, count0: int, count1: int)
 
 
 def _comes_after(one: _Side, other: _Side) -> bool:
-    """Whether an image comes after another in some order of all images: by the first number that differs."""
-    if len(one.places) != len(other.places):
-        return len(one.places) > len(other.places)
+    """Whether an image comes after another in some order of all images."""
+    keys = [_summary(side) for side in (one, other)]
+    if keys[0] != keys[1]:
+        return keys[0] > keys[1]
+    # By the first number that differs, as with a grid of points in two pictures of a camera that stands still.
     for x, y in zip(one[:3], other[:3], strict=True):
-        if x.shape != y.shape:
-            return bool(x.shape > y.shape)
         differs = (x != y).flatten().nonzero()
         if len(differs):
             return bool(x.flatten()[differs[0, 0]] > y.flatten()[differs[0, 0]])
     return False
+
+
+def _summary(side: _Side) -> tuple[float, ...]:
+    """Numbers of an image that are seldom those of another."""
+    sums = [side.places.double().sum(0), side.places.double().square().sum(0), side.descriptors[:1].double().sum(0)[:4]]
+    return (len(side.places), float(side.reliabilities.double().sum()), *torch.cat(sums).tolist())
 
 
 @functools.lru_cache(maxsize=2)
