@@ -1,11 +1,11 @@
-"""The network as an ONNX file, for places without torch."""
+"""The networks as ONNX files, for places without torch."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from capsdesc.io.files import atomic_path
 from capsdesc.isolation import isolated
 from capsdesc.models import ModelConfig, dense_features
+from capsdesc.models.context import EVIDENCE, Candidates, ContextConfig, ContextNetwork
 from capsdesc.models.network import COARSE_STRIDE, FINE_STRIDE, UpConv
 from capsdesc.weights import resolve
+from capsdesc.weights.context import load_context
 
 # Old enough for runtimes of 2022, and without any operator these maps would gain by.
 _OPSET = 17
@@ -28,6 +30,8 @@ _TRACED_SIZE = (64, 96)
 _CHECKED_SIZES = ((1, 64, 96), (2, 61, 83), (1, 50, 33), (1, 9, 118))
 # Largest difference between them, as a part of the largest value.
 _TOLERANCE = 1e-4
+# Candidates and anchors of which scores are compared; those of the graph's tracing come first.
+_CHECKED_CANDIDATES = ((40, 17), (1, 1), (300, 90), (9, 3))
 
 
 @isolated()
@@ -57,29 +61,141 @@ def export_onnx(output: str | os.PathLike[str], weights: str | os.PathLike[str] 
         OSError: The file cannot be written.
         RuntimeError: ONNX Runtime computes other maps than torch.
     """
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(f"exporting to ONNX needs {error.name}: pip install 'capsdesc[onnx]'") from error
+    _check_packages()
     with atomic_path(output) as temporary:
         resolved = resolve(weights)
         maps = _Maps(resolved.build(), resolved.config)
         _trace(maps, temporary)
-        model = onnx.load(temporary)
         properties = {
             "config": resolved.config.to_json(),
             "coarse_stride": str(COARSE_STRIDE),
             "fine_stride": str(FINE_STRIDE),
             "image": "RGB in 0..1, normalised in the graph",
             "source": resolved.source,
-            "capsdesc": metadata.version("capsdesc"),
         }
-        onnx.helper.set_model_props(model, properties)
-        onnx.checker.check_model(model)
-        data = model.SerializeToString()
-        _compare(maps, onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]))
-        temporary.write_bytes(data)
+        _finish(temporary, properties, lambda session: _compare(maps, session))
+
+
+@isolated()
+def export_matcher_onnx(output: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> None:
+    """Write the network of :class:`capsdesc.CAPSMatcher` as an ONNX file. Needs ``pip install "capsdesc[onnx]"``.
+
+    The file judges C candidates, pairs of keypoints of two images, of which A are mutual nearest neighbours, the
+    anchors. To find them is not in the graph; ``examples/match_with_onnxruntime.py`` does so in NumPy and SciPy.
+    C, at least 1, and A, at least 1, are free; K is ``neighbours`` of the config. Its inputs are
+
+    - ``evidence``, (C, 8) float32: the cosine of the two descriptors, without reliability; four times by how much it
+      is above that of the most similar rival in image 1 and in image 0; as 0 or 1 whether the keypoint in image 1 is
+      the nearest of that in image 0, the other way round, and both; the reliabilities in image 0 and in image 1, from 0
+      to 1;
+    - ``places``, (2, C, 2) float32: where the keypoints are in image 0 and in image 1, (x, y) minus the middle
+      ((width - 1) / 2, (height - 1) / 2), over half of the longer edge;
+    - ``anchors``, (A,) int64: which candidates are mutual nearest neighbours;
+    - ``near``, (2, C, K) int64: for each candidate the anchors, as indices into ``anchors``, whose keypoints are
+      nearest to its own in image 0 and in image 1, without such as have the very same keypoint there;
+    - ``present``, (2, C, K) bool: whether there is such an anchor; where there is none, ``near`` is any index.
+
+    Candidates are the ``candidates`` nearest partners of each keypoint of either image, each pair once, whichever way
+    round. The output is ``scores``, (C,) float32 from 0 to 1. Metadata are ``config``, of the matcher as JSON, which
+    says whose descriptors it takes, ``source`` and ``capsdesc``, as of :func:`export_onnx`.
+
+    Before the file is written, ONNX Runtime computes scores with it, which must be torch's.
+
+    Args:
+        output: The file, usually called ``*.onnx``; its folder must exist. It is written whole or not at all.
+        weights: None for the bundled ones; else as for :class:`capsdesc.CAPSMatcher`.
+
+    Raises:
+        ImportError: onnx or onnxruntime is not installed.
+        FileNotFoundError, ValueError: The weights cannot be read.
+        OSError: The file cannot be written.
+        RuntimeError: ONNX Runtime computes other scores than torch.
+    """
+    _check_packages()
+    with atomic_path(output) as temporary:
+        network = load_context(weights)
+        scores = _Scores(network)
+        counts = {"evidence": {0: "candidates"}, "places": {1: "candidates"}, "anchors": {0: "anchors"}}
+        counts |= {name: {1: "candidates"} for name in ("near", "present")} | {"scores": {0: "candidates"}}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as in _trace
+            torch.onnx.export(
+                scores,
+                _some_candidates(network.config, *_CHECKED_CANDIDATES[0]),
+                temporary,
+                input_names=[name for name in counts if name != "scores"],
+                output_names=["scores"],
+                dynamic_axes=counts,
+                opset_version=_OPSET,
+                dynamo=False,
+            )
+        properties = {
+            "config": network.config.to_json(),
+            "source": "bundled" if weights is None else os.fspath(weights),
+        }
+        _finish(temporary, properties, lambda session: _compare_scores(scores, session))
+
+
+class _Scores(nn.Module):
+    """What is known of candidates to their scores."""
+
+    def __init__(self, network: ContextNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, evidence: Tensor, places: Tensor, anchors: Tensor, near: Tensor, present: Tensor) -> Tensor:
+        # Which keypoints they are of is nothing to the network.
+        candidates = Candidates(anchors, anchors, evidence, places, anchors, near, present)
+        logits: list[Tensor] = self.network(candidates)
+        return logits[-1].sigmoid()
+
+
+def _some_candidates(config: ContextConfig, count: int, anchors: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(count)
+    shape = (2, count, config.neighbours)
+    return (
+        torch.rand(count, EVIDENCE, generator=generator),
+        2 * torch.rand(2, count, 2, generator=generator) - 1,
+        torch.randperm(count, generator=generator)[:anchors].sort().values,
+        torch.randint(anchors, shape, generator=generator),
+        torch.rand(shape, generator=generator) < 0.8,
+    )
+
+
+def _compare_scores(scores: _Scores, session: Any) -> None:
+    names = [given.name for given in session.get_inputs()]
+    for count, anchors in _CHECKED_CANDIDATES:
+        given = _some_candidates(scores.network.config, count, anchors)
+        with torch.no_grad():
+            expected = scores(*given).numpy()
+        (found,) = session.run(["scores"], dict(zip(names, (values.numpy() for values in given), strict=True)))
+        if found.shape != expected.shape or not np.abs(found - expected).max() <= _TOLERANCE:
+            raise RuntimeError(
+                f"the exported matcher gives {count} candidates other scores than torch {torch.__version__}; "
+                "nothing is written"
+            )
+
+
+def _check_packages() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"exporting to ONNX needs {error.name}: pip install 'capsdesc[onnx]'") from error
+
+
+def _finish(path: Path, properties: dict[str, str], compare: Callable[[Any], None]) -> None:
+    """Give the graph in a file its metadata, once it is seen to compute the right thing."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, properties | {"capsdesc": metadata.version("capsdesc")})
+    onnx.checker.check_model(model)
+    data = model.SerializeToString()
+    compare(onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]))
+    path.write_bytes(data)
 
 
 class _Maps(nn.Module):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,12 +17,15 @@ import onnxruntime
 import pytest
 import torch
 
-from capsdesc import CAPSExtractor
+from capsdesc import CAPSExtractor, CAPSMatcher, Features
 from capsdesc import onnx as export
 from capsdesc.commands.main import main
+from capsdesc.io.npz import save_features
 from capsdesc.models import ModelConfig, build_network, dense_features
-from capsdesc.onnx import export_onnx
+from capsdesc.models.context import ContextConfig, ContextNetwork
+from capsdesc.onnx import export_matcher_onnx, export_onnx
 from capsdesc.weights import resolve, save_pretrained
+from capsdesc.weights.context import load_context, save_context
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ("bundled", "compact", "paper", "keypoints")
@@ -44,14 +48,18 @@ def session_of(path: Path) -> Any:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("example", EXAMPLES / "describe_with_onnxruntime.py")
+def module_of(script: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(script, EXAMPLES / f"{script}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    return module_of("describe_with_onnxruntime")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -179,8 +187,97 @@ def test_another_network_does_not_pass_the_comparison(
         export._compare(export._Maps(build_network(config), config), session_of(files["compact"]))
 
 
+# The matcher
+
+
+@pytest.fixture(scope="module")
+def matcher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("matcher") / "matcher.onnx"
+    assert main(["export", "--onnx", str(path), "--matcher"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def photographed() -> list[Features]:
+    caps = CAPSExtractor(device="cpu")
+    return [caps.extract(EXAMPLES / "data" / f"relief_{k}.jpg", 500) for k in (0, 1)]
+
+
+def agree(found: tuple[Any, Any], expected: Any) -> bool:
+    pairs = [dict(zip(map(tuple, np.asarray(i).tolist()), np.asarray(s), strict=True)) for i, s in (found, expected)]
+    return pairs[0].keys() == pairs[1].keys() and all(abs(pairs[0][pair] - pairs[1][pair]) < 1e-3 for pair in pairs[0])
+
+
+def test_example_matches_as_the_matcher_does(matcher_file: Path, photographed: list[Features]) -> None:
+    """Which knows for itself which of two images is the first."""
+    script = module_of("match_with_onnxruntime")
+    matcher, session = CAPSMatcher(device="cpu", dtype=torch.float32), session_of(matcher_file)
+    few = [
+        dataclasses.replace(one, keypoints=one.keypoints[:4], descriptors=one.descriptors[:4]) for one in photographed
+    ]
+    for one, other in (photographed, few, [photographed[0], few[1]]):
+        forth, back = matcher.match(one, other, min_score=0.3), matcher.match(other, one, min_score=0.3)
+        found_forth = script.match(session, vars(one), vars(other), 0.3)
+        found_back = script.match(session, vars(other), vars(one), 0.3)
+        assert agree(found_forth, (forth.indices, forth.scores)) or agree(found_back, (back.indices, back.scores))
+    assert len(script.match(session, vars(photographed[0]), vars(photographed[1]))[0]) > 200
+    nothing = dataclasses.replace(few[0], keypoints=few[0].keypoints[:0], descriptors=few[0].descriptors[:0])
+    assert len(script.match(session, vars(nothing), vars(few[1]))[0]) == 0
+    with pytest.raises(ValueError, match="features of model None"):
+        script.match(session, vars(few[0]), vars(few[1]) | {"model": None})
+
+
+def test_example_matches_without_torch(matcher_file: Path, photographed: list[Features], tmp_path: Path) -> None:
+    files = [tmp_path / f"{k}.npz" for k in (0, 1)]
+    for file, features in zip(files, photographed, strict=True):
+        save_features(file, features, settings="")
+    arguments = [str(EXAMPLES / "match_with_onnxruntime.py"), str(matcher_file), *map(str, files)]
+    code = f"import runpy, sys; sys.modules.update(torch=None, capsdesc=None); sys.argv = {arguments!r}"
+    code += "; runpy.run_path(sys.argv[0], run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "matches of 500 and 500 keypoints" in result.stdout
+
+
+def test_the_matchers_file_says_what_it_is(matcher_file: Path) -> None:
+    session = session_of(matcher_file)
+    properties = session.get_modelmeta().custom_metadata_map
+    assert ContextConfig.from_json(properties["config"]) == load_context().config
+    assert properties["source"] == "bundled"
+    shapes = {given.name: (given.shape, given.type) for given in session.get_inputs()}
+    neighbours = load_context().config.neighbours
+    assert shapes == {
+        "evidence": (["candidates", 8], "tensor(float)"),
+        "places": ([2, "candidates", 2], "tensor(float)"),
+        "anchors": (["anchors"], "tensor(int64)"),
+        "near": ([2, "candidates", neighbours], "tensor(int64)"),
+        "present": ([2, "candidates", neighbours], "tensor(bool)"),
+    }
+    onnx.checker.check_model(onnx.load(matcher_file), full_check=True)
+
+
+def test_a_matcher_of_a_folder_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ContextConfig("abc", dimensions=17, width=8, blocks=1, tokens=3, heads=2, neighbours=2)
+    save_context(tmp_path / "own", config, ContextNetwork(config).state_dict())
+    output = tmp_path / "own.onnx"
+    export_matcher_onnx(output, tmp_path / "own")
+    assert ContextConfig.from_json(session_of(output).get_modelmeta().custom_metadata_map["config"]) == config
+    other = ContextNetwork(config)
+    with pytest.raises(RuntimeError, match="gives 40 candidates other scores than torch"):
+        export._compare_scores(export._Scores(other), session_of(output))
+    before = output.read_bytes()
+    assert main(["export", "--onnx", str(output), "--matcher", str(tmp_path / "missing")]) == 1
+    assert "is no matcher" in capsys.readouterr().err
+    assert main(["export", "--onnx", str(output), "--matcher", "--weights", "compact"]) == 1
+    assert "give one of the two" in capsys.readouterr().err
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_matcher_onnx])
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
-def test_without_the_packages(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_packages(
+    package: str, export: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"{package}: pip install 'capsdesc\[onnx\]'"):
-        export_onnx(tmp_path / "caps.onnx")
+        export(tmp_path / "caps.onnx")

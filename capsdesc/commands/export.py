@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from capsdesc.commands.options import add_weights_option
-from capsdesc.onnx import export_onnx
+from capsdesc.onnx import export_matcher_onnx, export_onnx
 
 DESCRIPTION = """\
 Write the network for ONNX Runtime and its like: an image in, the coarse and the fine descriptor map out, and with a
 reliability the map of its logits. Batch, height and width are free. What the file computes is compared with torch
 first. Its metadata say how to read descriptors from the maps; examples/describe_with_onnxruntime.py does so, without
-torch.
+torch. With --matcher it is the network that judges candidate matches by their context; to find the candidates is not
+in the graph, and examples/match_with_onnxruntime.py does so without torch.
 """
 
 
@@ -30,11 +31,23 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="the file to write")
     add_weights_option(parser)
+    parser.add_argument(
+        "--matcher",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="write a matcher that sees context instead: of a folder of capsdesc-train matcher, or the bundled one",
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run ``capsdesc export``; returns the exit code."""
-    export_onnx(options.onnx, options.weights)
+    if options.matcher is None:
+        export_onnx(options.onnx, options.weights)
+    elif options.weights is None:
+        export_matcher_onnx(options.onnx, options.matcher or None)
+    else:
+        raise ValueError("--weights are of a descriptor, and --matcher writes a matcher; give one of the two")
     print(f"wrote {options.onnx}")
     return 0

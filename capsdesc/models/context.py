@@ -129,7 +129,7 @@ class ContextNetwork(nn.Module):
             candidates: of a pair of images, C of them.
             at_once: so many look around at a time, so that what they see stays in the processor's caches; None: all.
         """
-        if len(candidates.rows) == 0:
+        if len(candidates.evidence) == 0:
             return [candidates.evidence[:, 0]]
         x = self.embed(torch.cat([candidates.evidence, _waves(candidates.places)], dim=1)).float()
         around = _Around.of(candidates)
@@ -191,7 +191,7 @@ class _Block(nn.Module):
         return torch.cat([look(slice(start, start + at_once)) for start in range(0, len(x), at_once)])
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q, k, v = (t.view(len(t), self.heads, -1).transpose(0, 1)[None] for t in (queries, keys, values))
+        q, k, v = (t.unflatten(1, (self.heads, -1)).transpose(0, 1)[None] for t in (queries, keys, values))
         attended: Tensor = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(-2)
         return attended
 
@@ -217,7 +217,8 @@ class _Around(NamedTuple):
     @classmethod
     def of(cls, candidates: Candidates) -> _Around:
         present = candidates.present
-        near = torch.where(present, candidates.near, len(candidates.anchors))
+        # Not len, which is no part of an exported graph.
+        near = torch.where(present, candidates.near, candidates.anchors.shape[0])
         count = present.sum(2, keepdim=True).clamp_min(1)
         return cls(candidates.anchors, near, count, torch.stack([_edges(candidates, side) for side in (0, 1)]))
 
