@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from capsdesc.commands.options import add_detector_option, add_device_option, add_weights_option, positive
+from capsdesc.commands.options import (
+    add_detector_option,
+    add_device_option,
+    add_matcher_option,
+    add_weights_option,
+    positive,
+)
 from capsdesc.demo.page import build_page, check_gradio, serve
 from capsdesc.demo.photographs import EXAMPLE, read_photograph
 from capsdesc.describe.extractor import CAPSExtractor
@@ -31,6 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--port", type=positive, default=7860, help="of 127.0.0.1 (default: %(default)s)")
     parser.add_argument("--share", action="store_true", help="also by a public link, through Gradio's servers")
     add_detector_option(parser)
+    add_matcher_option(parser)
     add_weights_option(parser)
     add_device_option(parser)
     parser.add_argument(
@@ -55,5 +62,5 @@ def run(options: argparse.Namespace) -> int:
     pair = read_photograph(options.image0, options.max_size), read_photograph(options.image1, options.max_size)
     check_gradio()  # whoever has not got it hears of it before the weights are read
     caps = CAPSExtractor(options.weights, detector=options.detector, device=options.device)
-    serve(build_page(caps, pair, options.max_size), options.port, options.share)
+    serve(build_page(caps, pair, options.max_size, options.matcher), options.port, options.share)
     return 0

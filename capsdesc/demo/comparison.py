@@ -13,7 +13,7 @@ from capsdesc.demo.photographs import Photograph
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.geometry import estimate_homography, estimate_pose, fundamental_from_pose
 from capsdesc.matching import MAX_SHIFT, match
-from capsdesc.types import Array, Homography, RelativePose, UInt8Array
+from capsdesc.types import Array, Homography, MatchMethod, RelativePose, UInt8Array
 from capsdesc.visualization import draw_points, plot_descriptors, plot_epipolar_lines, plot_matches
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 MAX_KEYPOINTS = 2048
 EPIPOLAR_LINES = 24
 NAMES = "A", "B"
+WORDS: dict[MatchMethod, str] = {
+    "nearest": "mutual nearest neighbours",
+    "context": "by a network that looks at what is around each keypoint, of those",
+}
+"""What matches are, by how they were found."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,6 +90,7 @@ def compare(
     caps: CAPSExtractor,
     photographs: tuple[Photograph, Photograph],
     focals: tuple[float | None, float | None] = (None, None),
+    method: MatchMethod = "nearest",
 ) -> Comparison:
     """Match two photographs and estimate their geometry.
 
@@ -92,22 +98,23 @@ def compare(
         caps: the extractor.
         photographs: A and B.
         focals: focal lengths in pixels, None for the photographs' own.
+        method: as for :func:`capsdesc.match`.
 
     Raises:
-        ValueError: a focal length is not positive.
+        ValueError: a focal length is not positive, or the method does not take these descriptors.
     """
     K0, K1 = (photograph.intrinsics(focal) for photograph, focal in zip(photographs, focals, strict=True))
     images = photographs[0].pixels, photographs[1].pixels
     features0, features1 = (caps.extract(image, MAX_KEYPOINTS, derivatives=True) for image in images)
-    matches = match(features0, features1, max_shift=MAX_SHIFT)
+    matches = match(features0, features1, max_shift=MAX_SHIFT, method=method)
     points0, points1 = map(np.asarray, matches.points(features0, features1))
     pose = estimate_pose(points0, points1, K0, K1)
     homography = estimate_homography(points0, points1)
     return Comparison(
         matches=Look(
             plot_matches(*images, points0, points1),
-            f"**{len(matches)} matches** of {len(features0)} keypoints in A and {len(features1)} in B: mutual nearest "
-            "neighbours that lie where they look most alike. The colour is a point's place in A.",
+            f"**{len(matches)} matches** of {len(features0)} keypoints in A and {len(features1)} in B: {WORDS[method]} "
+            "that lie where they look most alike. The colour is a point's place in A.",
         ),
         pose=_pose_view(images, points0, points1, pose),
         epipolar=_epipolar_view(images, points0, points1, pose, K0, K1),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from capsdesc.demo.comparison import NAMES, Comparison, compare, find
 from capsdesc.demo.photographs import Photograph, read_photograph
 from capsdesc.describe.extractor import CAPSExtractor
+from capsdesc.types import MatchMethod
+from capsdesc.weights.context import load_context
 
 if TYPE_CHECKING:
     import gradio
@@ -23,6 +25,7 @@ Click a point in one photograph: a cross shows where it is in the other, a circl
 MAX_UPLOAD = "100mb"
 ASK_FOR_BOTH = "Two photographs are needed: drop one into the empty place."
 NOT_YET = "Nothing to show before the photographs are matched."
+METHODS = {"nearest": "Nearest neighbours", "context": "In context"}
 TABS = {
     "matches": "Matches",
     "pose": "Pose",
@@ -32,19 +35,31 @@ TABS = {
 }
 
 
-def build_page(caps: CAPSExtractor, pair: Photographs, max_size: int) -> "gradio.Blocks":
+def build_page(
+    caps: CAPSExtractor, pair: Photographs, max_size: int, method: MatchMethod = "nearest"
+) -> "gradio.Blocks":
     """The page as a Gradio app, not yet served.
 
     Args:
         caps: the extractor that answers.
         pair: the photographs that the page begins with.
         max_size: photographs with a longer edge are shrunk to so many pixels.
+        method: how the page matches to begin with, as for :func:`capsdesc.match`.
 
     Raises:
         ImportError: Gradio is not installed.
+        ValueError: the method does not take the extractor's descriptors.
     """
     check_gradio()
     import gradio as gr
+
+    known = load_context().config.descriptor
+    methods = [name for name in METHODS if name == "nearest" or caps.weights.fingerprint == known]
+    if method not in methods:
+        raise ValueError(
+            f"the weights are {caps.weights.fingerprint}, and matches in context are for those of {known}, the bundled "
+            "ones; take nearest neighbours"
+        )
 
     def upload(path: str | None) -> tuple[Any, ...]:
         try:
@@ -77,9 +92,13 @@ def build_page(caps: CAPSExtractor, pair: Photographs, max_size: int) -> "gradio
         return handler
 
     def match_both(
-        first: Photograph | None, second: Photograph | None, focal0: float | None, focal1: float | None
+        first: Photograph | None,
+        second: Photograph | None,
+        focal0: float | None,
+        focal1: float | None,
+        method: MatchMethod,
     ) -> list[Any]:
-        comparison = compare(caps, both((first, second)), (focal0, focal1))
+        comparison = compare(caps, both((first, second)), (focal0, focal1), method)
         return [part for view in _views(comparison) for part in (view.figure, view.text)]
 
     page = gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(86400, 86400))
@@ -110,6 +129,9 @@ def build_page(caps: CAPSExtractor, pair: Photographs, max_size: int) -> "gradio
                 )
                 for name, photograph in zip(NAMES, pair, strict=True)
             ]
+            matcher = gr.Radio(
+                [(METHODS[name], name) for name in methods], value=method, label="Matches", elem_id="matcher"
+            )
         button = gr.Button("Match the photographs", variant="primary", elem_id="match")
         views: list[Any] = []
         with gr.Tabs():
@@ -129,7 +151,7 @@ def build_page(caps: CAPSExtractor, pair: Photographs, max_size: int) -> "gradio
             images[k].select(
                 click(k), photographs, [*images, answer], show_progress="minimal", api_visibility="private"
             )
-        button.click(match_both, [*photographs, *focals], views, api_name="match")
+        button.click(match_both, [*photographs, *focals, matcher], views, api_name="match")
     return page
 
 

@@ -21,10 +21,10 @@ import torch
 from gradio_client import Client
 from PIL import Image
 
-from capsdesc import CAPSExtractor
+from capsdesc import CAPSExtractor, match
 from capsdesc.commands.main import main
 from capsdesc.demo.comparison import Comparison, compare, find
-from capsdesc.demo.page import ASK_FOR_BOTH
+from capsdesc.demo.page import ASK_FOR_BOTH, build_page
 from capsdesc.demo.photographs import EXAMPLE, Photograph, read_photograph
 from capsdesc.devices import describing_dtype
 from capsdesc.geometry import relative_pose, rotation_error
@@ -178,7 +178,35 @@ def test_photographs_of_nothing_have_no_geometry(model_folders: Mapping[str, Pat
         compare(CAPSExtractor(model_folders["compact"], device="cpu"), (black, black), (-1, None))
 
 
+def test_photographs_are_matched_in_context(example: tuple[Photograph, Photograph], comparison: Comparison) -> None:
+    caps = as_on_the_page()
+    found = compare(caps, example, method="context")
+    features = [caps.extract(photograph.pixels, 2048, derivatives=True) for photograph in example]
+    matches = match(*features, max_shift=3, method="context")
+    assert found.matches.text.startswith(f"**{len(matches)} matches** of")
+    assert "what is around each keypoint" in found.matches.text
+    assert found.matches.text != comparison.matches.text
+    assert found.pose.figure is not None
+
+
 # The command
+
+
+def test_matches_in_context_are_for_the_bundled_weights(
+    model_folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = str(model_folders["compact"])
+    assert main(["demo", "--device", "cpu", "--weights", weights, "--detector", "sift", "--matcher", "context"]) == 1
+    assert "take nearest neighbours" in capsys.readouterr().err
+    caps = CAPSExtractor(weights, detector="sift", device="cpu")
+    assert choices(build_page(caps, (None, None), 480)) == ["nearest"]
+    assert choices(build_page(as_on_the_page(), (None, None), 480, "context")) == ["nearest", "context"]
+
+
+def choices(page: Any) -> list[str]:
+    """What the page lets one choose from."""
+    (radio,) = (component for component in page.config["components"] if component["type"] == "radio")
+    return [value for _, value in radio["props"]["choices"]]
 
 
 def test_a_photograph_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,6 +272,8 @@ def test_the_page_matches_over_http(page: str, comparison: Comparison, example: 
     assert all(picture["plot"].startswith("data:image/png;base64,") for picture in pictures)
     assert texts[0] == comparison.matches.text
     assert texts[3] == comparison.homography.text
+    answer = client.predict(*(photograph.focal for photograph in example), "context", api_name="/match")
+    assert answer[1] == compare(as_on_the_page(), example, method="context").matches.text
 
 
 def answer_to_upload(page: str, file: Path) -> tuple[list[str], list[Any]]:
@@ -349,6 +379,9 @@ def test_a_click_in_a_browser_is_answered(
 
     tab.locator("#match").click()
     tab.locator("#text-matches", has_text="mutual nearest neighbours").wait_for()
+    tab.get_by_label("In context").check()
+    tab.locator("#match").click()
+    tab.locator("#text-matches", has_text="what is around each keypoint").wait_for()
     tab.get_by_role("tab", name="Pose").click()
     tab.locator("#plot-pose img").wait_for()
     assert tab.locator("#plot-pose img").evaluate("image => image.naturalWidth") > 500
