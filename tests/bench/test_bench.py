@@ -186,7 +186,7 @@ def test_large_matches_leave_out_who_takes_too_much(monkeypatch: pytest.MonkeyPa
     options: dict[str, Any] = {"max_bytes": 4 * 60 * 60, "seed": 0, "device": "cpu"}
     fitting, large = contests.match_contests([50, 80], all_contestants=False, **options)
     assert len(fitting.contestants) == 8
-    assert [note.split("'")[0] for note in fitting.notes] == ["LightGlue"]
+    assert [note.split()[0] for note in fitting.notes] == ["LightGlue"]
     assert [contestant.name for contestant in large.contestants] == ["capsdesc.match", "torch.mm alone"]
     assert large.notes[0] == "CAPSMatcher is left out above 70 keypoints."
     assert "--all" in large.notes[1]
