@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from capsdesc import CAPSExtractor, CAPSMatcher, Features
-from capsdesc import onnx as export
 from capsdesc.commands.main import main
+from capsdesc.images import read_image
 from capsdesc.io.npz import save_features
 from capsdesc.models import ModelConfig, build_network, dense_features
 from capsdesc.models.context import ContextConfig, ContextNetwork
-from capsdesc.onnx import export_matcher_onnx, export_onnx
+from capsdesc.onnx import export, export_matcher_onnx, export_onnx, quantize_onnx
 from capsdesc.weights import resolve, save_pretrained
 from capsdesc.weights.context import load_context, save_context
 
@@ -281,3 +281,39 @@ def test_without_the_packages(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"{package}: pip install 'capsdesc\[onnx\]'"):
         export(tmp_path / "caps.onnx")
+
+
+def test_eight_bits_compute_nearly_the_same_maps(
+    files: Mapping[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = EXAMPLES / "data"
+    output = tmp_path / "int8.onnx"
+    calibrated_on = [data / "relief_0.jpg", data / "tankard_0.jpg"]
+    assert main(["export", "--onnx", str(output), "--int8", *map(str, calibrated_on)]) == 0
+    said = capsys.readouterr().out
+    assert output.stat().st_size < 0.35 * files["bundled"].stat().st_size
+    before, after = session_of(files["bundled"]), session_of(output)
+    properties = after.get_modelmeta().custom_metadata_map
+    assert properties.pop("computes") == "8-bit integers"
+    assert properties == before.get_modelmeta().custom_metadata_map
+    # Another photograph than those it was calibrated on.
+    image = read_image(data / "relief_1.jpg")[:240, :320].transpose(2, 0, 1)[None] / np.float32(255)
+    names = ["coarse", "fine", "scores"]
+    whole, small = (session.run(names, {"image": image}) for session in (before, after))
+    for a, b in zip(whole[:2], small[:2], strict=True):
+        assert (a * b).sum(axis=1).mean() > 0.98
+    assert np.corrcoef(whole[2][:, 0].ravel(), small[2][:, 0].ravel())[0, 1] > 0.98
+    assert float(said.split("cosine with float32: ")[1].split()[0]) > 0.98
+
+
+def test_eight_bits_need_photographs_and_a_descriptor(
+    files: Mapping[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match="no photograph to calibrate"):
+        quantize_onnx(files["bundled"], tmp_path / "int8.onnx", [])
+    photograph = str(EXAMPLES / "data" / "relief_0.jpg")
+    assert main(["export", "--onnx", str(tmp_path / "x.onnx"), "--matcher", "--int8", photograph]) == 1
+    assert "give one of the two" in capsys.readouterr().err
+    assert main(["export", "--onnx", str(tmp_path / "x.onnx"), "--int8", str(tmp_path / "none.jpg")]) == 1
+    assert "none.jpg" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from capsdesc.commands.options import add_weights_option
-from capsdesc.onnx import export_matcher_onnx, export_onnx
+from capsdesc.images import find_images
+from capsdesc.onnx import export_matcher_onnx, export_onnx, quantize_onnx
 
 DESCRIPTION = """\
 Write the network for ONNX Runtime and its like: an image in, the coarse and the fine descriptor map out, and with a
 reliability the map of its logits. Batch, height and width are free. What the file computes is compared with torch
 first. Its metadata say how to read descriptors from the maps; examples/describe_with_onnxruntime.py does so, without
 torch. With --matcher it is the network that judges candidate matches by their context; to find the candidates is not
-in the graph, and examples/match_with_onnxruntime.py does so without torch.
+in the graph, and examples/match_with_onnxruntime.py does so without torch. With --int8 the network's convolutions
+compute in 8-bit integers, over the ranges of values that the photographs given show.
 """
 
 
@@ -38,12 +41,23 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         metavar="DIR",
         help="write a matcher that sees context instead: of a folder of capsdesc-train matcher, or the bundled one",
     )
+    parser.add_argument(
+        "--int8",
+        nargs="+",
+        type=Path,
+        metavar="PHOTOGRAPH",
+        help="8-bit integers, calibrated on image files or folders: a dozen photographs like those to be described",
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run ``capsdesc export``; returns the exit code."""
-    if options.matcher is None:
+    if options.int8 is not None and options.matcher is None:
+        _export_int8(options)
+    elif options.int8 is not None:
+        raise ValueError("--int8 is of a descriptor, and --matcher writes a matcher; give one of the two")
+    elif options.matcher is None:
         export_onnx(options.onnx, options.weights)
     elif options.weights is None:
         export_matcher_onnx(options.onnx, options.matcher or None)
@@ -51,3 +65,13 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--weights are of a descriptor, and --matcher writes a matcher; give one of the two")
     print(f"wrote {options.onnx}")
     return 0
+
+
+def _export_int8(options: argparse.Namespace) -> None:
+    photographs = [path for given in options.int8 for path in (find_images(given) if given.is_dir() else [given])]
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "float32.onnx"
+        export_onnx(whole, options.weights)
+        alike = quantize_onnx(whole, options.onnx, photographs, progress=not options.quiet)
+    if not options.quiet:
+        print(f"cosine with float32: {alike.coarse:.4f} coarse, {alike.fine:.4f} fine")
