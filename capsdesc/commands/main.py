@@ -15,6 +15,7 @@ COMMANDS = {
     "extract": "keypoints and descriptors of images, for numpy or for hloc",
     "match-features": "match listed pairs of images in a features file of hloc",
     "locate": "find points of one image in another",
+    "register": "move an image onto another one that shows the same",
     "sfm": "reconstruct cameras and a sparse model from photographs, with COLMAP",
     "demo": "look at two photographs in the browser",
     "eval": "measure descriptors on benchmarks",

@@ -31,6 +31,7 @@ from capsdesc.commands.results import (
     MATCH_FILES,
     PairResult,
     check_outputs,
+    matrix_lines,
     say_written,
     write_picture,
     write_results,
@@ -184,9 +185,15 @@ def _described(result: PairResult, posed: bool) -> str:
         lines.append("no pose found" if posed else "no homography found")
     elif isinstance(model, RelativePose):
         angle = np.rad2deg(np.linalg.norm(cv2.Rodrigues(model.R)[0]))
-        lines += [f"rotation   {angle:.2f} degrees", "R", _matrix(model.R), "t (unit length)", _matrix(model.t[None])]
+        lines += [
+            f"rotation   {angle:.2f} degrees",
+            "R",
+            matrix_lines(model.R),
+            "t (unit length)",
+            matrix_lines(model.t[None]),
+        ]
     else:
-        lines += ["H", _matrix(model.H)]
+        lines += ["H", matrix_lines(model.H)]
     return "\n".join(lines)
 
 
@@ -203,7 +210,3 @@ def _intrinsics(values: Sequence[float] | None) -> Array | None:
         return None
     fx, fy, cx, cy = values
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-
-
-def _matrix(values: Array) -> str:
-    return "\n".join("  " + " ".join(f"{value:12.6f}" for value in row) for row in values)

@@ -123,6 +123,8 @@ def check_picture(path: Path) -> None:
     """Refuse a path that no picture can be written to, before the work is done."""
     if path.is_dir() or not path.parent.is_dir():
         return  # writing will say what is wrong
+    if path.suffix.lower() == ".gif" and not hasattr(cv2, "imencodeanimation"):
+        raise ValueError(f"cannot write {path}: for GIF, pip install 'opencv-python>=4.12'; or choose .png")
     if not path.suffix or not cv2.haveImageWriter(path.name):
         raise ValueError(f"cannot write a picture to {path}: expected an ending such as .png or .jpg")
 
@@ -135,6 +137,23 @@ def write_picture(path: Path, picture: UInt8Array) -> None:
         if not done:
             raise ValueError(f"cannot write a picture to {path}")
         temporary.write_bytes(encoded.tobytes())
+
+
+def write_blink(path: Path, pictures: Sequence[UInt8Array], milliseconds: int = 700) -> None:
+    """Write RGB pictures as a GIF that shows one after the other, over and over; whole or not at all."""
+    animation = cv2.Animation()
+    animation.frames = [cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) for picture in pictures]
+    animation.durations = [milliseconds] * len(pictures)
+    with atomic_path(path) as temporary:
+        done, encoded = cv2.imencodeanimation(".gif", animation)
+        if not done:
+            raise ValueError(f"cannot write a picture to {path}")
+        temporary.write_bytes(encoded.tobytes())
+
+
+def matrix_lines(values: Array) -> str:
+    """A matrix for people, a line for each row."""
+    return "\n".join("  " + " ".join(f"{value:12.6f}" for value in row) for row in values)
 
 
 def say_written(path: Path, options: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from capsdesc.geometry.epipolar import (
     sampson_distance,
 )
 from capsdesc.geometry.errors import homography_corner_error, rotation_error, translation_error
-from capsdesc.geometry.estimate import estimate_fundamental, estimate_homography, estimate_pose
+from capsdesc.geometry.estimate import estimate_affine, estimate_fundamental, estimate_homography, estimate_pose
 from capsdesc.geometry.points import project_homography
 from capsdesc.geometry.ransac import Backend
 from capsdesc.types import Fundamental, HasPoints, Homography, Matrix, Points, RelativePose
@@ -36,6 +36,7 @@ __all__ = [
     "as_rotation",
     "epipolar_distance",
     "essential_from_pose",
+    "estimate_affine",
     "estimate_fundamental",
     "estimate_homography",
     "estimate_pose",

@@ -142,15 +142,53 @@ def _best_homography(
     if len(points0) < 4:
         return None
 
-    def distance(H: Float64Array) -> Float64Array:
-        return np.asarray(np.linalg.norm(points1 - project(H, points0), axis=1))
-
     models = (opencv if backend == "opencv" else poselib).find_homographies(points0, points1, options)
-    best = _best(models, distance, points0, points1, 4, options.threshold)
+    best = _best(models, lambda H: _transfer(H, points0, points1), points0, points1, 4, options.threshold)
     if best is None:
         return None
     H, inliers = best[0] / np.linalg.norm(best[0]), best[1]
     return Homography(H / H[2, 2] if abs(H[2, 2]) > np.finfo(np.float64).eps else H, inliers)
+
+
+@isolated(threads=False)
+def estimate_affine(
+    kpts0: Points,
+    kpts1: Points,
+    *,
+    similarity: bool = False,
+    threshold: float = 3.0,
+    confidence: float = 0.99999,
+    max_iterations: int = 10000,
+    seed: int = 0,
+) -> Homography | None:
+    """Estimate the affine map between two views of something flat and far away, or seen straight from above.
+
+    Args:
+        kpts0: (M, 2) points in image 0, in pixels.
+        kpts1: (M, 2) points in image 1 matched to them.
+        similarity: whether it may only turn, scale by one factor and shift.
+        threshold: largest transfer error |x1 - H x0| of an inlier, in pixels of image 1.
+        confidence: as in `estimate_pose`.
+        max_iterations: as in `estimate_pose`.
+        seed: as in `estimate_pose`.
+
+    Returns:
+        The map as a homography whose last row is (0, 0, 1), or `None` when there is none to be found: fewer than 3
+        distinct inliers, of a similarity 2, or inliers on one line, of a similarity in one point.
+
+    Raises:
+        ValueError: an argument has the wrong shape, a value that is not finite or one out of range.
+    """
+    points0, points1 = matched_points(kpts0, kpts1)
+    options = RansacOptions(threshold, confidence, max_iterations, seed)
+    minimum = 2 if similarity else 3
+    if len(points0) < minimum:
+        return None
+    models = opencv.find_affines(points0, points1, options, similarity=similarity)
+    # A map onto a line or a point, to which points that coincide lead, is none.
+    models = [model for model in models if abs(np.linalg.det(model)) > np.finfo(np.float64).eps]
+    best = _best(models, lambda H: _transfer(H, points0, points1), points0, points1, minimum, threshold)
+    return None if best is None else Homography(*best)
 
 
 @isolated(threads=False)
@@ -200,6 +238,11 @@ def estimate_fundamental(
     return None if best is None else Fundamental(best[0] / np.linalg.norm(best[0]), best[1])
 
 
+def _transfer(H: Float64Array, points0: Float64Array, points1: Float64Array) -> Float64Array:
+    """(M,) transfer errors |x1 - H x0|."""
+    return np.asarray(np.linalg.norm(points1 - project(H, points0), axis=1))
+
+
 def _best(
     models: Sequence[Float64Array],
     distance: Callable[[Float64Array], Float64Array],
@@ -240,10 +283,14 @@ def _truncated_cost(distances: Float64Array, threshold: float) -> float:
 
 
 def _is_degenerate(points0: Float64Array, points1: Float64Array, minimum: int, threshold: float) -> bool:
-    """Whether inliers are too few distinct ones, or so close to a line in an image that they fix no model."""
+    """Whether inliers are too few distinct ones, or so close to a line (of two: a point) in an image that they fix no
+    model.
+    """
     if len(np.unique(np.hstack([points0, points1]), axis=0)) < minimum:
         return True
-    deviations = (np.linalg.svd(points - points.mean(0), compute_uv=False)[1] for points in (points0, points1))
+    # Two points fix a similarity, and all others need points beside the line through them.
+    across = 0 if minimum == 2 else 1
+    deviations = (np.linalg.svd(points - points.mean(0), compute_uv=False)[across] for points in (points0, points1))
     return any(deviation <= threshold * np.sqrt(len(points0)) for deviation in deviations)
 
 

@@ -51,6 +51,29 @@ def find_homographies(points0: Float64Array, points1: Float64Array, options: Ran
     return _usac(lambda params: cv2.findHomography(points0, points1, params)[0], options, options.threshold)
 
 
+def find_affines(
+    points0: Float64Array, points1: Float64Array, options: RansacOptions, *, similarity: bool
+) -> list[Float64Array]:
+    """(3, 3) affine maps that fit best, or similarities."""
+    estimate = cv2.estimateAffinePartial2D if similarity else cv2.estimateAffine2D
+    models = []
+    rng = np.random.default_rng(options.seed)
+    for _ in range(_RESTARTS):
+        # OpenCV draws the same places of a list every time, so that another order makes other samples.
+        order = rng.permutation(len(points0))
+        found, _ = estimate(
+            points0[order],
+            points1[order],
+            method=cv2.RANSAC,
+            ransacReprojThreshold=options.threshold,
+            maxIters=-(-options.max_iterations // _RESTARTS),
+            confidence=options.confidence,
+            refineIters=10,
+        )
+        models.append(None if found is None else np.vstack([found, [0, 0, 1]]))
+    return valid_models(models)
+
+
 def find_fundamentals(points0: Float64Array, points1: Float64Array, options: RansacOptions) -> list[Float64Array]:
     """(3, 3) fundamental matrices that fit best."""
     return _usac(lambda params: cv2.findFundamentalMat(points0, points1, params)[0], options, options.threshold)

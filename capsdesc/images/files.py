@@ -57,20 +57,7 @@ def read_image(path: str | os.PathLike[str]) -> UInt8Array:
             nor 16-bit.
     """
     with _named(path):
-        with _open(path) as file:
-            # OpenCV's own reading of files fails on Windows where a path is not ASCII.
-            data = file.read()
-        header = _checked_header(io.BytesIO(data), len(data))
-        if data.startswith(b"\xff\xd8\xff"):
-            whole = jpeg.completed(data, _decode)
-            if whole is None:
-                raise ValueError("the JPEG file is truncated")
-            data = whole
-        elif data[:2] in (b"II", b"MM") and header:
-            data = tiff.as_stored(data)
-        pixels = _decode(data)
-        if pixels is None:
-            raise ValueError(_why_not(header))
+        pixels = _decoded(path)
         if pixels.dtype == np.uint16:
             pixels = to_8_bits(pixels)
         if pixels.dtype != np.uint8:
@@ -78,6 +65,50 @@ def read_image(path: str | os.PathLike[str]) -> UInt8Array:
     if pixels.ndim == 2:
         return repeat_grey(cast(UInt8Array, pixels))
     return cast(UInt8Array, cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_BGR2RGB))
+
+
+def read_stored(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """Read an image file as it is stored, whatever its depth: alpha, 16 bits and, in TIFF, floating-point numbers stay.
+
+    Args:
+        path: As for :func:`read_image`.
+
+    Returns:
+        (H, W), (H, W, 3) RGB or (H, W, 4) with alpha.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`read_image`.
+    """
+    with _named(path):
+        pixels = _decoded(path)
+    swap_red_and_blue(pixels)
+    return pixels
+
+
+def swap_red_and_blue(pixels: npt.NDArray[Any]) -> None:
+    """OpenCV's order of channels to RGB and back, in place: a large image has no room for it twice."""
+    if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
+        for row in pixels:
+            row[:, :3] = row[:, 2::-1].copy()
+
+
+def _decoded(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """Pixels as they are stored, channels in OpenCV's order."""
+    with _open(path) as file:
+        # OpenCV's own reading of files fails on Windows where a path is not ASCII.
+        data = file.read()
+    header = _checked_header(io.BytesIO(data), len(data))
+    if data.startswith(b"\xff\xd8\xff"):
+        whole = jpeg.completed(data, _decode)
+        if whole is None:
+            raise ValueError("the JPEG file is truncated")
+        data = whole
+    elif data[:2] in (b"II", b"MM") and header:
+        data = tiff.as_stored(data)
+    pixels = _decode(data)
+    if pixels is None:
+        raise ValueError(_why_not(header))
+    return pixels
 
 
 def size_of_file(path: str | os.PathLike[str]) -> tuple[int, int]:

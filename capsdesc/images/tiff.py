@@ -17,14 +17,16 @@ from capsdesc.images.lzw import unpacked_size
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIP_OFFSETS, _ORIENTATION, _BANDS, _STRIP_ROWS, _STRIP_BYTES, _PLANES = 273, 274, 277, 278, 279, 284
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _EXTRA_SAMPLES, _SUBSAMPLING = 322, 323, 324, 325, 338, 530
+_GEO_KEYS = 34735  # OGC GeoTIFF 1.1, section 7.1.1
 _TAGS = {
     *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER),
     *(_STRIP_OFFSETS, _ORIENTATION, _BANDS, _STRIP_ROWS, _STRIP_BYTES, _PLANES),
     *(_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _EXTRA_SAMPLES, _SUBSAMPLING),
+    _GEO_KEYS,
 }
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _NONE, _LZW, _DEFLATE, _OLD_DEFLATE, _PACKBITS = 1, 5, 8, 32946, 32773
-_YCBCR = 6
+_RGB, _YCBCR = 2, 6
 _UPRIGHT, _PREMULTIPLIED = 1, 1
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _CHUNK = 2**20
@@ -63,6 +65,17 @@ class Layout:
     def value(self, tag: int, default: int) -> int:
         """The first value of a field, or this."""
         return self.values(tag, default)[0]
+
+    @property
+    def is_georeferenced(self) -> bool:
+        """Whether the file says where on Earth its pixels are."""
+        return _GEO_KEYS in self.fields
+
+    @property
+    def opencv_reads_all_bands(self) -> bool:
+        """Of several bands that are no colours OpenCV reads one, or none."""
+        bands, colours = self.value(_BANDS, 1), self.value(_PHOTOMETRIC, 0) in (_RGB, _YCBCR)
+        return bands == 1 or (bands in (3, 4) and colours)
 
 
 def read_layout(file: BinaryIO) -> Layout:
