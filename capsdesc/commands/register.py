@@ -83,7 +83,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--threshold", type=float, default=3.0, metavar="PX", help="of inliers (%(default)s)")
     parser.add_argument(
-        "--min-inliers", type=positive, default=MIN_INLIERS, metavar="N", help="fewer are no transform (%(default)s)"
+        "--min-inliers",
+        type=positive,
+        metavar="N",
+        help=f"fewer are no transform ({MIN_INLIERS['nearest']}, or {MIN_INLIERS['context']} of the context matcher)",
     )
     parser.add_argument("--interpolation", choices=INTERPOLATIONS, default="linear", help="(%(default)s)")
     parser.add_argument(

@@ -1,12 +1,15 @@
 """Images of any depth and number of bands, in and out, with where on Earth they are.
 
-OpenCV has what most files need. GeoTIFF, and TIFF of more bands than colours have, are left to rasterio (extra ``geo``).
+OpenCV has what most files need. GeoTIFF, and TIFF of more bands than colours have, are rasterio's (extra ``geo``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +102,7 @@ def read_raster(path: str | os.PathLike[str]) -> Raster:
     if layout is None or (layout.opencv_reads_all_bands and not (layout.is_georeferenced and has_rasterio())):
         return Raster(read_stored(path))
     rasterio = import_rasterio()
-    with rasterio.open(path) as file:
+    with _no_warning(), rasterio.open(path) as file:
         pixels = np.empty((file.height, file.width, file.count), np.result_type(*file.dtypes))
         # Rows at a time: the file's order of bands is another, and a large image has no room for it twice.
         for top in range(0, file.height, _ROWS):
@@ -171,13 +174,20 @@ def _write_geotiff(path: Path, raster: Raster, bands: int) -> None:
     if bands in (3, 4):
         profile["photometric"] = "RGB"
     settings = {"driver": "GTiff", "compress": "deflate", "tiled": True, "bigtiff": "if_safer"}
-    with rasterio.open(
-        path, "w", width=width, height=height, count=bands, dtype=raster.pixels.dtype, **settings, **profile
-    ) as file:
+    profile |= {"width": width, "height": height, "count": bands, "dtype": raster.pixels.dtype}
+    with _no_warning(), rasterio.open(path, "w", **settings, **profile) as file:
         for top in range(0, height, _ROWS):
             rows = raster.pixels[top : top + _ROWS].reshape(-1, width, bands)
             window = rasterio.windows.Window(0, top, width, len(rows))
             file.write(np.ascontiguousarray(np.moveaxis(rows, -1, 0)), window=window)
+
+
+@contextlib.contextmanager
+def _no_warning() -> Iterator[None]:
+    """Files of many bands need not be anywhere on Earth."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", import_rasterio().errors.NotGeoreferencedWarning)
+        yield
 
 
 def _needs_rasterio(suffix: str, bands: int, georeference: Georeference | None) -> bool:
