@@ -13,7 +13,9 @@ from capsdesc.commands.options import (
     add_max_keypoints_option,
     add_network_options,
     add_orientation_option,
+    add_sampling_options,
     extractor_of,
+    sampling_of,
 )
 from capsdesc.pipelines.extract import Engine, extract_images, name_images
 from capsdesc.pipelines.stores import feature_sink
@@ -27,7 +29,12 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "that was stopped is continued by the same command. An image that cannot be read is reported and left out; "
         "the others are described, and the exit code is 1.",
     )
-    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders that are searched for them")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        type=Path,
+        help="image files, folders that are searched for them, or videos, whose frames are called frame_000123",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -55,13 +62,14 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="ray: on the Ray cluster of RAY_ADDRESS, or one started here (%(default)s)",
     )
     parser.add_argument("--workers", type=int, metavar="N", help="of Ray (default: one a GPU or, without, a CPU)")
+    add_sampling_options(parser)
     add_network_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run ``capsdesc extract``; returns the exit code: 1 where an image was left out."""
-    images = name_images(options.images)
+    images = name_images(options.images, sampling_of(options), progress=True)
     sink = feature_sink(options.output)
     with logging_redirect_tqdm():
         done = extract_images(

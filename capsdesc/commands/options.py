@@ -8,6 +8,7 @@ from pathlib import Path
 
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.describe.orientation import ORIENTATIONS
+from capsdesc.images.video import Sampling
 from capsdesc.keypoints import DEFAULT_DETECTOR, DETECTORS, OWN
 from capsdesc.matching import MAX_SHIFT
 
@@ -116,6 +117,20 @@ def add_max_shift_option(
 
 def _shift(text: str) -> float | None:
     return None if text == "none" else float(text)
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose frames of videos and images of folders; :func:`sampling_of` reads them."""
+    group = parser.add_argument_group("of videos, and of folders of frames")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument("--every", type=positive, default=1, metavar="N", help="take each N-th frame (%(default)s)")
+    which.add_argument("--fps", type=float, metavar="F", help="take F frames a second; of videos alone")
+    group.add_argument("--max-frames", type=positive, metavar="N", help="take no more than the first N of these")
+
+
+def sampling_of(options: argparse.Namespace) -> Sampling:
+    """What the options of :func:`add_sampling_options` choose."""
+    return Sampling(options.every, options.fps, options.max_frames)
 
 
 def add_seed_option(parser: argparse.ArgumentParser, of: str) -> None:

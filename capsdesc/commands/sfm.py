@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,12 @@ from capsdesc.commands.options import (
     add_network_options,
     add_orientation_option,
     add_ratio_option,
+    add_sampling_options,
+    sampling_of,
 )
+from capsdesc.images.video import Sampling, is_video
+from capsdesc.pipelines.colmap import find_photographs
+from capsdesc.pipelines.frames import write_frames
 from capsdesc.pipelines.sfm import PAIRINGS, SfmConfig, reconstruct, reconstruct_with_sift, sfm_extractor
 from capsdesc.pipelines.summary import Reconstruction
 
@@ -32,8 +37,12 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         description="Reconstruct photographs by structure from motion: CAPS describes their keypoints, COLMAP verifies "
         "the matches and maps. Writes a COLMAP database and models. Run the same command again to resume.",
     )
-    parser.add_argument("photographs", type=Path, help="folder of the photographs, subfolders included")
-    parser.add_argument("out", type=Path, help="folder for features/, database.db, sparse/ and summary.json")
+    parser.add_argument("photographs", type=Path, help="folder of the photographs, subfolders included, or a video")
+    parser.add_argument(
+        "out",
+        type=Path,
+        help="folder for features/, database.db, sparse/ and summary.json; of a video, for its frames in images/ too",
+    )
     add_max_keypoints_option(parser, SfmConfig.max_keypoints)
     add_detector_option(parser)
     add_orientation_option(parser)
@@ -67,6 +76,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "--compare", choices=("sift",), help="do the same with COLMAP's own SIFT, in OUT/sift, and show both"
     )
     parser.add_argument("--threads", type=int, default=-1, metavar="N", help="(default: all cores)")
+    add_sampling_options(parser)
     add_network_options(parser)
     parser.set_defaults(run=run)
 
@@ -80,11 +90,12 @@ def run(options: argparse.Namespace) -> int:
         extractor = sfm_extractor(
             options.weights, detector=options.detector, device=options.device, max_size=options.max_size
         )
-        found = reconstruct(options.photographs, options.out, extractor, config, threads=options.threads)
+        photographs, chosen = _chosen(options)
+        found = reconstruct(photographs, options.out, extractor, config, chosen=chosen, threads=options.threads)
         results = {"caps": found}
         if options.compare == "sift":
             results["sift"] = reconstruct_with_sift(
-                options.photographs, options.out, found.names, config, threads=options.threads
+                photographs, options.out, found.names, config, threads=options.threads
             )
     print(_table(results))
     if not found.models:
@@ -101,6 +112,17 @@ def run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0 if found.models else 1
+
+
+def _chosen(options: argparse.Namespace) -> tuple[Path, Sequence[str] | None]:
+    """The folder of the photographs, and which of them take part, by name; None for all."""
+    sampling = sampling_of(options)
+    if is_video(options.photographs):
+        folder = options.out / "images"
+        return folder, write_frames(options.photographs, folder, sampling, progress=True)
+    if sampling == Sampling():
+        return options.photographs, None
+    return options.photographs, sampling.of(list(find_photographs(options.photographs)), options.photographs)
 
 
 def _table(results: Mapping[str, Reconstruction]) -> str:

@@ -17,7 +17,8 @@ import torch
 from capsdesc.describe.extractor import CAPSDetector, CAPSExtractor
 from capsdesc.describe.orientation import Orientation
 from capsdesc.images import read_image
-from capsdesc.types import Features
+from capsdesc.images.video import Frame, FrameReader
+from capsdesc.types import Features, UInt8Array
 
 # The features of an image, or what is wrong with it.
 Outcome: TypeAlias = "Features | str"
@@ -35,18 +36,30 @@ class How(NamedTuple):
 
 
 def describe_images(
-    extractor: CAPSExtractor, images: Mapping[str, Path], how: How, threads: int
+    extractor: CAPSExtractor, images: Mapping[str, Path | Frame], how: How, threads: int
 ) -> Iterator[tuple[str, Outcome]]:
     """The features of each image in turn, or what is wrong with it.
 
     On the CPU each thread describes images of its own, with its share of torch's threads: several images side by side
     keep the cores busier than one image on all of them. A GPU is left to this thread, and the others decode and detect;
-    the network's own keypoints come with their descriptors, from this thread's one pass.
+    the network's own keypoints come with their descriptors, from this thread's one pass. Frames of a video come one
+    after the other, and are decoded here.
     """
     on_cpu = extractor.device.type == "cpu"
+    frames = FrameReader()
 
-    def prepare(path: Path) -> Callable[[], Features]:
-        image = read_image(path)
+    def started(source: Path | Frame) -> Path | UInt8Array | Exception:
+        if isinstance(source, Path):
+            return source
+        try:
+            return frames.read(source)
+        except _IMAGE_ERRORS as error:
+            return error
+
+    def prepare(source: Path | UInt8Array | Exception) -> Callable[[], Features]:
+        if isinstance(source, Exception):
+            raise source
+        image = read_image(source) if isinstance(source, Path) else source
         extract = functools.partial(
             extractor.extract, image, how.max_keypoints, orientation=how.orientation, derivatives=how.derivatives
         )
@@ -61,8 +74,8 @@ def describe_images(
     left = iter(images.items())
     with _share_torch_threads(threads) if on_cpu else ThreadPoolExecutor(threads) as pool:
         while True:
-            for name, path in itertools.islice(left, 2 * threads - len(ahead)):
-                ahead.append((name, pool.submit(prepare, path)))
+            for name, source in itertools.islice(left, 2 * threads - len(ahead)):
+                ahead.append((name, pool.submit(prepare, started(source))))
             if not ahead:
                 return
             name, prepared = ahead.popleft()

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.describe.orientation import Orientation, check_orientation
 from capsdesc.images import find_images
+from capsdesc.images.video import Frame, Sampling, find_frames, is_video
 from capsdesc.io.settings import refuse_other_settings
 from capsdesc.io.text import below, parse_json
 from capsdesc.pipelines.engine import MAX_THREADS, How, describe_images
@@ -47,7 +48,7 @@ class Extraction:
 
 def extract_images(
     extractor: CAPSExtractor,
-    images: Mapping[str, str | os.PathLike[str]],
+    images: Mapping[str, str | os.PathLike[str] | Frame],
     sink: FeatureSink,
     *,
     max_keypoints: int = 2048,
@@ -72,7 +73,8 @@ def extract_images(
 
     Args:
         extractor: what describes them. Its detector is called from ``threads`` threads at a time.
-        images: the file of each image by its name, a relative path with slashes; :func:`name_images` makes them.
+        images: the file of each image, or the frame of a video, by its name, a relative path with slashes;
+            :func:`name_images` makes them.
         sink: where features are kept, :class:`NpzFolder` or :class:`HlocFile`.
         max_keypoints: at most so many an image.
         orientation: as for :meth:`CAPSExtractor.describe`.
@@ -105,12 +107,14 @@ def extract_images(
         stored = sink.stored(fit)
         _refuse_other_settings(stored, settings, set(fit) if overwrite else set())
         kept = () if overwrite else tuple(name for name in fit if name in stored)
-        left = {name: Path(images[name]) for name in fit if overwrite or name not in stored}
+        left = {name: images[name] for name in fit if overwrite or name not in stored}
+        frames = {name: image for name, image in left.items() if isinstance(image, Frame)}
+        files = {name: Path(image) for name, image in left.items() if not isinstance(image, Frame)}
 
         outcomes = (
-            describe_images(extractor, left, how, threads or min(os.cpu_count() or 1, MAX_THREADS))
+            describe_images(extractor, files | frames, how, threads or min(os.cpu_count() or 1, MAX_THREADS))
             if engine == "local"
-            else describe_with_ray(extractor, left, how, threads, workers)
+            else describe_with_ray(extractor, files, how, threads, workers)
         )
         described = []
         with tqdm(
@@ -150,22 +154,37 @@ def _parsed(text: str | None) -> dict[str, Any] | None:
     return settings if isinstance(settings, dict) else None
 
 
-def name_images(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
+def name_images(
+    paths: Iterable[str | os.PathLike[str]], sampling: Sampling | None = None, *, progress: bool = False
+) -> dict[str, Path | Frame]:
     """Images by name: those in a folder by their path below it, with slashes, others by the name of the file.
 
+    Frames of videos are called ``frame_000123``, by their number in the video.
+
     Args:
-        paths: image files, which need not exist, and folders that are searched for images.
+        paths: image files, which need not exist, folders that are searched for images, and videos.
+        sampling: which frames of each video, and which images of each folder, by name; None: all.
+        progress: whether to show progress on standard error, where that is a terminal, while videos are looked through.
 
     Raises:
-        ValueError: two images have the same name, or there is no image in a folder.
+        FileNotFoundError: a video is not there.
+        ValueError: two images have the same name, there is no image in a folder, or a video cannot be read.
     """
-    images: dict[str, Path] = {}
+    sampling = sampling or Sampling()
+    images: dict[str, Path | Frame] = {}
     for given in map(Path, paths):
-        for path in find_images(given) if given.is_dir() else [given]:
-            name = path.relative_to(given).as_posix() if given.is_dir() else path.name
+        named: dict[str, Path | Frame]
+        if given.is_dir():
+            named = {path.relative_to(given).as_posix(): path for path in sampling.of(find_images(given), given)}
+        elif is_video(given):
+            named = {frame.name: frame for frame in find_frames(given, sampling, progress=progress)}
+        else:
+            named = {given.name: given}
+        for name, image in named.items():
             if name in images:
-                raise ValueError(f"{images[name]} and {path} would both be written as {name}; extract them apart")
-            images[name] = path
+                first, second = (what.video if isinstance(what, Frame) else what for what in (images[name], image))
+                raise ValueError(f"{first} and {second} would both be written as {name}; extract them apart")
+        images |= named
     return images
 
 
@@ -207,5 +226,7 @@ def _check(
         raise ValueError(f"workers is {workers}, but engine is 'local', which has none; use engine 'ray', or threads")
     if engine == "ray":
         import_ray()
+        if any(isinstance(image, Frame) for image in images.values()):
+            raise ValueError("engine is 'ray', which reads image files alone; videos need engine 'local'")
     for name in images:
         below(Path("the output"), name, "images")

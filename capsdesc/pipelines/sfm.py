@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -125,7 +125,13 @@ def sfm_extractor(
 
 
 def reconstruct(
-    photographs: Path, out: Path, extractor: CAPSExtractor, config: SfmConfig | None = None, *, threads: int = -1
+    photographs: Path,
+    out: Path,
+    extractor: CAPSExtractor,
+    config: SfmConfig | None = None,
+    *,
+    chosen: Collection[str] | None = None,
+    threads: int = -1,
 ) -> Reconstruction:
     """Reconstruct photographs from keypoints that CAPS describes.
 
@@ -139,6 +145,7 @@ def reconstruct(
         out: folder to write to.
         extractor: what detects and describes keypoints, such as :func:`sfm_extractor` makes.
         config: how; ``None`` is the default.
+        chosen: names of the photographs that take part, their paths below the folder; ``None`` for all.
         threads: number of threads of all but the network, -1 for all cores.
 
     Raises:
@@ -151,6 +158,8 @@ def reconstruct(
     """
     config = config or SfmConfig()
     images = find_photographs(photographs)
+    if chosen is not None:
+        images = {name: images[name] for name in images if name in chosen}
     with open_workspace(photographs, out, threads) as workspace:
         features = feature_settings(extractor, config.max_keypoints, config.orientation, config.max_shift is not None)
         record = Record(out, {**dataclasses.asdict(config), **features})

@@ -194,15 +194,11 @@ def test_files_that_do_not_hold_the_pixels_are_refused_before_the_work(
 
 def test_images_that_do_not_show_the_same_write_nothing(tmp_path: Path, capsys: Capture) -> None:
     outputs = ["-o", tmp_path / "out.png", "--picture", tmp_path / "a.png", "--transform-json", tmp_path / "a.json"]
-    for transform in TRANSFORMS:
-        arguments = command(DATA / "relief_0.jpg", DATA / "tankard_0.jpg", *outputs, "--transform", transform)
-        assert main(arguments) == 1
-        output = capsys.readouterr()
-        assert output.out == ""
-        assert re.fullmatch(
-            rf"capsdesc: no {transform} found: of \d+ matches \d+ agree on one, and at least 12 .*\n",
-            output.err,
-        )
+    assert main(command(DATA / "relief_0.jpg", DATA / "tankard_0.jpg", *outputs)) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    said = r"capsdesc: no homography found: of \d+ matches \d+ agree on one, and at least 12 .*\n"
+    assert re.fullmatch(said, output.err)
     black = write(tmp_path / "black.png", np.zeros((90, 120), np.uint8))
     assert main(command(DATA / "relief_0.jpg", black, *outputs, "--transform", "affine")) == 1
     assert "no affine transform found" in capsys.readouterr().err
