@@ -1,6 +1,8 @@
 """Photographs with known cameras for the other examples: the corner of a room papered with the example photographs.
 
 Writes images/0.png, 1.png, ..., a further photograph query.png, and cameras.json, in the form of data/cameras.json.
+With --walk it writes what a camera sees that walks by, in the form of the TUM RGB-D benchmark: rgb.txt, groundtruth.txt
+and rgb/000000.png, ...
 
 python examples/make_scene.py scene
 """
@@ -66,11 +68,29 @@ def make_scene(folder: Path, count: int = 8) -> None:
     (folder / "cameras.json").write_text(json.dumps(cameras, indent=1) + "\n", encoding="utf-8")
 
 
+def make_walk(folder: Path, count: int = 16) -> None:
+    """Write ``count`` frames, ten a second, and their cameras."""
+    (folder / "rgb").mkdir(parents=True, exist_ok=True)
+    listed, poses = ["# timestamp filename"], ["# timestamp tx ty tz qx qy qz qw"]
+    for k, way in enumerate(np.linspace(0, 1, count)):
+        # Nearer and farther, up and down, so that steps are not of one length.
+        R, t = look_at_corner(-25 + 50 * way**1.3, 24 + 5 * np.sin(5 * way), 3.4 - 0.8 * way)
+        name = f"rgb/{k:06d}.png"
+        cv2.imwrite(str(folder / name), cv2.cvtColor(render(R, t), cv2.COLOR_RGB2BGR))
+        listed.append(f"{k / 10:.6f} {name}")
+        pose = [*(-R.T @ t), *Rotation.from_matrix(R.T).as_quat()]
+        poses.append(" ".join([f"{k / 10:.6f}", *(f"{value:.7f}" for value in pose)]))
+    for file, lines in (("rgb.txt", listed), ("groundtruth.txt", poses)):
+        (folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Render photographs with known cameras.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("scene"), help="(default: %(default)s)")
-    folder = parser.parse_args().folder
-    make_scene(folder)
+    parser.add_argument("--walk", action="store_true", help="frames of a camera that walks by")
+    options = parser.parse_args()
+    folder = options.folder
+    (make_walk if options.walk else make_scene)(folder)
     print(f"wrote {folder}")
 
 

@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from capsdesc import CAPSExtractor, match
 from capsdesc.geometry import epipolar_distance, fundamental_from_pose, relative_pose, rotation_error, translation_error
 from capsdesc.images import read_image
+from capsdesc.images.video import Sampling
 from capsdesc.types import Array
 from capsdesc.weights import resolve
 
@@ -226,6 +227,69 @@ def test_points_are_located(folder: Path, cameras: Cameras) -> None:
 def project(camera: dict[str, Array], world: Array) -> Array:
     rotation, _ = cv2.Rodrigues(camera["R"])
     return np.asarray(cv2.projectPoints(world, rotation, camera["t"], camera["K"], None)[0][:, 0])
+
+
+def trajectory(path: Path) -> tuple[Array, Array, Array]:
+    """Times, centres and camera-to-world rotations of a file of the TUM RGB-D benchmark."""
+    table = np.loadtxt(path)
+    return table[:, 0], table[:, 1:4], Rotation.from_quat(table[:, 4:]).as_matrix()
+
+
+def test_the_way_of_a_camera_is_found(tmp_path: Path) -> None:
+    """The errors that are printed, again from the files, with the similarity of the camera positions by scipy."""
+    printed = run(tmp_path, "visual_odometry.py", "--max-keypoints", 1000)
+    picture(tmp_path / "trajectory.png")
+    times, found, rotations = trajectory(tmp_path / "trajectory.txt")
+    true_times, true, true_rotations = trajectory(tmp_path / "walk" / "groundtruth.txt")
+    np.testing.assert_array_equal(times, true_times)
+    a, b = found - found.mean(0), true - true.mean(0)
+    turn, _ = Rotation.align_vectors(b, a)
+    scale = (turn.apply(a) * b).sum() / (a**2).sum()
+    ate = np.sqrt(((scale * turn.apply(a) - b) ** 2).sum(1).mean())
+    assert numbers(r"ATE +([\d.]+) m", printed)[0] == pytest.approx(ate, abs=1e-4)
+    assert ate < 0.01
+    steps = [R[:-1].transpose(0, 2, 1) @ R[1:] for R in (rotations, true_rotations)]
+    errors = Rotation.from_matrix(steps[0].transpose(0, 2, 1) @ steps[1]).magnitude()
+    assert numbers(r"RPE, a step +[\d.]+ m, ([\d.]+) degrees", printed)[0] == pytest.approx(
+        np.degrees(np.sqrt((errors**2).mean())), abs=1e-3
+    )
+    assert np.degrees(errors).max() < 0.3
+    # The steps are of many lengths, which no camera knows but by the points that pairs of frames share.
+    moves = [np.linalg.norm(np.diff(way, axis=0), axis=1) for way in (found, true)]
+    assert moves[1].max() > 1.5 * moves[1].min()
+    np.testing.assert_allclose(scale * moves[0], moves[1], rtol=0.1)
+    assert "way" in printed
+    assert numbers(r"way +([\d.]+) m", printed)[0] == pytest.approx(moves[1].sum(), abs=1e-3)
+
+
+def test_points_are_followed_through_a_video(tmp_path: Path) -> None:
+    """The camera moves along a photograph: tracks are straight, and as long as it went."""
+    whole = read_image(EXAMPLES / "data" / "relief_1.jpg")
+    writer = cv2.VideoWriter(str(tmp_path / "pan.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (320, 240))
+    for k in range(9):
+        writer.write(np.ascontiguousarray(whole[100 + 3 * k : 340 + 3 * k, 12 * k : 320 + 12 * k, ::-1]))
+    writer.release()
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        from track import follow, read_frames
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    frames = list(read_frames(tmp_path / "pan.avi", Sampling(every=2)))
+    assert len(frames) == 5
+    *_, (_, tracks) = follow(CAPSExtractor(), frames, 400, 0.1)
+    lengths = np.array([len(track) for track in tracks])
+    assert (lengths > 1).mean() > 0.6
+    assert (lengths == 5).sum() > 60
+    steps = np.concatenate([np.diff(np.array(track), axis=0) for track in tracks if len(track) > 1])
+    assert (np.linalg.norm(steps - (-24, -6), axis=1) < 1).mean() > 0.95
+
+    printed = run(tmp_path, "track.py", "pan.avi", "--every", 2, "--max-keypoints", 400, "-o", "tracks.avi")
+    assert "5 frames; the longest track goes through 5" in printed
+    assert numbers(r"last one, (\d+ of \d+)", printed) == pytest.approx([(lengths > 1).sum(), len(tracks)], abs=10)
+    shown = list(read_frames(tmp_path / "tracks.avi", Sampling()))
+    assert len(shown) == 5
+    assert np.abs(shown[0].astype(float) - frames[0]).mean() < 4  # nothing to draw yet
+    assert np.abs(shown[4].astype(float) - frames[4]).mean() > 8
 
 
 def test_every_script_is_in_the_table() -> None:
