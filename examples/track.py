@@ -96,7 +96,7 @@ def main() -> None:
         count, longest = count + 1, max([longest, *map(len, tracks)])
         if codec is not None:
             size = pixels.shape[1], pixels.shape[0]
-            writer = writer or cv2.VideoWriter(str(options.output), cv2.VideoWriter_fourcc(*codec), 10, size)
+            writer = writer or cv2.VideoWriter(str(options.output), cv2.VideoWriter.fourcc(*codec), 10, size)
             writer.write(cv2.cvtColor(draw(pixels, tracks, TAIL), cv2.COLOR_RGB2BGR))
     if writer is not None:
         writer.release()

@@ -265,7 +265,7 @@ def test_the_way_of_a_camera_is_found(tmp_path: Path) -> None:
 def test_points_are_followed_through_a_video(tmp_path: Path) -> None:
     """The camera moves along a photograph: tracks are straight, and as long as it went."""
     whole = read_image(EXAMPLES / "data" / "relief_1.jpg")
-    writer = cv2.VideoWriter(str(tmp_path / "pan.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (320, 240))
+    writer = cv2.VideoWriter(str(tmp_path / "pan.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (320, 240))
     for k in range(9):
         writer.write(np.ascontiguousarray(whole[100 + 3 * k : 340 + 3 * k, 12 * k : 320 + 12 * k, ::-1]))
     writer.release()

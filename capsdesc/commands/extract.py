@@ -17,7 +17,7 @@ from capsdesc.commands.options import (
     extractor_of,
     sampling_of,
 )
-from capsdesc.pipelines.extract import Engine, extract_images, name_images
+from capsdesc.pipelines.extract import Engine, extract_images, name_sources
 from capsdesc.pipelines.stores import feature_sink
 
 
@@ -69,7 +69,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run ``capsdesc extract``; returns the exit code: 1 where an image was left out."""
-    images = name_images(options.images, sampling_of(options), progress=True)
+    images = name_sources(options.images, sampling_of(options), progress=True)
     sink = feature_sink(options.output)
     with logging_redirect_tqdm():
         done = extract_images(

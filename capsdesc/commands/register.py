@@ -189,12 +189,12 @@ def _write_comparison(path: Path, fixed: UInt8Array, moving: Raster, found: Regi
     x, y = width / found.fixed_size[0], height / found.fixed_size[1]
     shrink = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]]) @ found.H
     moved = as_seen(warp(moving.pixels, shrink, (width, height)), nodata=moving.nodata)
-    inside = np.zeros((height, width), np.uint8)
+    shown = np.zeros((height, width), np.uint8)
     corners = project_homography(shrink, outline(*found.moving_size))
     # Corners may be far outside.
     limit = 2.0**20
-    cv2.fillConvexPoly(inside, np.rint(np.clip(corners, -limit, limit)).astype(np.int32), 1)
-    inside = cv2.erode(inside, np.ones((3, 3), np.uint8))  # edges are half nothing
+    cv2.fillConvexPoly(shown, np.rint(np.clip(corners, -limit, limit)).astype(np.int32), 1)
+    inside = cv2.erode(shown, np.ones((3, 3), np.uint8))  # edges are half nothing
     moved = np.where(inside[..., None] == 1, moved, fixed)
     if path.suffix.lower() == ".gif":
         write_blink(path, [fixed, moved])

@@ -59,16 +59,18 @@ def warp(
         The result, of the same type and number of channels.
 
     Raises:
-        ValueError: another interpolation is asked for, or H has no inverse.
+        ValueError: another interpolation is asked for, H has no inverse, or the image's type does not hold ``fill``.
     """
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation is {interpolation!r}; expected one of {', '.join(INTERPOLATIONS)}")
     if not np.isfinite(H).all() or np.linalg.matrix_rank(H) < 3:
         raise ValueError(f"H is {np.asarray(H).tolist()}; expected an invertible (3, 3) matrix")
+    if not holds(pixels.dtype, fill):
+        raise ValueError(f"fill is {fill}, which no {pixels.dtype} is; expected a value that the image can hold")
     width, height = size
     if interpolation != "nearest":
         pixels, H = _averaged(pixels, H)
-    backwards = np.linalg.inv(H)
+    backwards = np.linalg.inv(H.astype(np.float64))
     result = np.full((height, width, *pixels.shape[2:]), fill, pixels.dtype)
     with tqdm(total=width * height, desc="warp", unit="px", unit_scale=True, disable=None if progress else True) as bar:
         for x in range(0, width, _TILE):
@@ -77,6 +79,14 @@ def warp(
                 _warp_tile(pixels, backwards, tile, (x, y), INTERPOLATIONS[interpolation], fill)
                 bar.update(tile.shape[0] * tile.shape[1])
     return result
+
+
+def holds(dtype: np.dtype[Any], value: float) -> bool:
+    """Whether pixels of a type can have a value."""
+    if dtype.kind not in "iu":
+        return True
+    limits = np.iinfo(dtype)
+    return value == np.rint(value) and limits.min <= value <= limits.max
 
 
 def outline(width: int, height: int) -> Float64Array:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from capsdesc.images import read_stored
 from capsdesc.images.files import size_of_file, swap_red_and_blue
 from capsdesc.images.tiff import Layout, read_layout
+from capsdesc.images.warp import holds
 from capsdesc.io.files import atomic_path
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -111,7 +112,9 @@ def read_raster(path: str | os.PathLike[str]) -> Raster:
             rows[...] = np.moveaxis(file.read(window=window), 0, -1)
         is_placed = file.crs is not None or not file.transform.is_identity
         georeference = Georeference(file.crs, file.transform) if is_placed else None
-        return Raster(pixels[..., 0] if file.count == 1 else pixels, georeference, file.nodata)
+        # Some files name a value that none of their pixels can have.
+        nodata = None if file.nodata is None or not holds(pixels.dtype, file.nodata) else file.nodata
+        return Raster(pixels[..., 0] if file.count == 1 else pixels, georeference, nodata)
 
 
 def check_raster_path(path: Path, pixels: npt.NDArray[Any], georeference: Georeference | None = None) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from tqdm import tqdm
 
@@ -29,6 +29,7 @@ from capsdesc.pipelines.stores import FeatureSink
 logger = logging.getLogger(__name__)
 
 Engine = Literal["local", "ray"]
+_Image = TypeVar("_Image", bound="Path | Frame")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ def extract_images(
     Args:
         extractor: what describes them. Its detector is called from ``threads`` threads at a time.
         images: the file of each image, or the frame of a video, by its name, a relative path with slashes;
-            :func:`name_images` makes them.
+            :func:`name_images` and :func:`name_sources` make them.
         sink: where features are kept, :class:`NpzFolder` or :class:`HlocFile`.
         max_keypoints: at most so many an image.
         orientation: as for :meth:`CAPSExtractor.describe`.
@@ -108,11 +109,11 @@ def extract_images(
         _refuse_other_settings(stored, settings, set(fit) if overwrite else set())
         kept = () if overwrite else tuple(name for name in fit if name in stored)
         left = {name: images[name] for name in fit if overwrite or name not in stored}
-        frames = {name: image for name, image in left.items() if isinstance(image, Frame)}
         files = {name: Path(image) for name, image in left.items() if not isinstance(image, Frame)}
+        frames = {name: image for name, image in left.items() if isinstance(image, Frame)}
 
         outcomes = (
-            describe_images(extractor, files | frames, how, threads or min(os.cpu_count() or 1, MAX_THREADS))
+            describe_images(extractor, {**files, **frames}, how, threads or min(os.cpu_count() or 1, MAX_THREADS))
             if engine == "local"
             else describe_with_ray(extractor, files, how, threads, workers)
         )
@@ -154,15 +155,25 @@ def _parsed(text: str | None) -> dict[str, Any] | None:
     return settings if isinstance(settings, dict) else None
 
 
-def name_images(
-    paths: Iterable[str | os.PathLike[str]], sampling: Sampling | None = None, *, progress: bool = False
-) -> dict[str, Path | Frame]:
+def name_images(paths: Iterable[str | os.PathLike[str]]) -> dict[str, Path]:
     """Images by name: those in a folder by their path below it, with slashes, others by the name of the file.
 
-    Frames of videos are called ``frame_000123``, by their number in the video.
+    Args:
+        paths: image files, which need not exist, and folders that are searched for images.
+
+    Raises:
+        ValueError: two images have the same name, or there is no image in a folder.
+    """
+    return _joined(_in_folder(path) if path.is_dir() else {path.name: path} for path in map(Path, paths))
+
+
+def name_sources(
+    paths: Iterable[str | os.PathLike[str]], sampling: Sampling | None = None, *, progress: bool = False
+) -> dict[str, Path | Frame]:
+    """As :func:`name_images`, and frames of videos as ``frame_000123``, by their number in the video.
 
     Args:
-        paths: image files, which need not exist, folders that are searched for images, and videos.
+        paths: image files, folders and videos.
         sampling: which frames of each video, and which images of each folder, by name; None: all.
         progress: whether to show progress on standard error, where that is a terminal, while videos are looked through.
 
@@ -170,21 +181,30 @@ def name_images(
         FileNotFoundError: a video is not there.
         ValueError: two images have the same name, there is no image in a folder, or a video cannot be read.
     """
-    sampling = sampling or Sampling()
-    images: dict[str, Path | Frame] = {}
-    for given in map(Path, paths):
-        named: dict[str, Path | Frame]
-        if given.is_dir():
-            named = {path.relative_to(given).as_posix(): path for path in sampling.of(find_images(given), given)}
-        elif is_video(given):
-            named = {frame.name: frame for frame in find_frames(given, sampling, progress=progress)}
-        else:
-            named = {given.name: given}
-        for name, image in named.items():
-            if name in images:
-                first, second = (what.video if isinstance(what, Frame) else what for what in (images[name], image))
-                raise ValueError(f"{first} and {second} would both be written as {name}; extract them apart")
-        images |= named
+    chosen = sampling or Sampling()
+
+    def named(path: Path) -> Mapping[str, Path | Frame]:
+        if path.is_dir():
+            return dict(chosen.of(list(_in_folder(path).items()), path))
+        if is_video(path):
+            return {frame.name: frame for frame in find_frames(path, chosen, progress=progress)}
+        return {path.name: path}
+
+    return _joined(map(named, map(Path, paths)))
+
+
+def _in_folder(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in find_images(folder)}
+
+
+def _joined(parts: Iterable[Mapping[str, _Image]]) -> dict[str, _Image]:
+    """All of them, whose names must differ."""
+    images: dict[str, _Image] = {}
+    for part in parts:
+        for name in sorted(images.keys() & part.keys()):
+            first, second = (image.video if isinstance(image, Frame) else image for image in (images[name], part[name]))
+            raise ValueError(f"{first} and {second} would both be written as {name}; extract them apart")
+        images.update(part)
     return images
 
 

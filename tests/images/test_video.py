@@ -26,7 +26,7 @@ def window(k: int) -> Array:
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("video") / "walk.AVI"
-    writer = cv2.VideoWriter(str(path.with_suffix(".avi")), cv2.VideoWriter_fourcc(*"MJPG"), RATE, (320, 240))
+    writer = cv2.VideoWriter(str(path.with_suffix(".avi")), cv2.VideoWriter.fourcc(*"MJPG"), RATE, (320, 240))
     for k in range(COUNT):
         writer.write(np.ascontiguousarray(window(k)[..., ::-1]))
     writer.release()

@@ -29,7 +29,7 @@ COUNT = 14
 
 def write_video(path: Path, frames: list[Array]) -> Path:
     height, width = frames[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (width, height))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (width, height))
     writer.set(cv2.VIDEOWRITER_PROP_QUALITY, 98)
     for frame in frames:
         writer.write(np.ascontiguousarray(frame[..., ::-1]))
