@@ -22,6 +22,7 @@ from capsdesc.images.stretch import as_seen
 from capsdesc.images.warp import warp
 from capsdesc.io.rasters import Raster, read_raster, write_raster
 from capsdesc.pipelines.register import register
+from capsdesc.visualization import draw_checkerboard
 
 Array = npt.NDArray[Any]
 Capture = pytest.CaptureFixture[str]
@@ -254,6 +255,16 @@ def test_pictures_show_both(photograph: Array, tmp_path: Path, capsys: Capture) 
     assert np.abs(second - true[..., 1:2])[inside].mean() < 6
 
 
+def test_a_checkerboard_is_of_two_images_of_one_size() -> None:
+    black, white = np.zeros((30, 40, 3), np.uint8), np.full((30, 40, 3), 255, np.uint8)
+    board = draw_checkerboard(black, white, 4)
+    assert board[::10, ::10, 0].tolist() == [[0, 255, 0, 255], [255, 0, 255, 0], [0, 255, 0, 255]]
+    with pytest.raises(ValueError, match="expected the same"):
+        draw_checkerboard(black, white[1:])
+    with pytest.raises(ValueError, match="squares is 0"):
+        draw_checkerboard(black, white, 0)
+
+
 def test_large_images_are_shown_at_a_size_to_look_at(photograph: Array, tmp_path: Path) -> None:
     large = cv2.resize(photograph, None, fx=4, fy=4)
     fixed, picture = write(tmp_path / "fixed.jpg", large), tmp_path / "picture.jpg"
@@ -294,6 +305,18 @@ def test_tiles_are_the_whole(monkeypatch: pytest.MonkeyPatch, interpolation: str
         np.testing.assert_array_equal(
             warp(pixels[..., 0], H, (260, 240), interpolation=interpolation, fill=7), tiles[..., 0]
         )
+
+
+def test_tiles_are_the_whole_at_the_horizon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is infinitely far runs through the middle of the result."""
+    pixels = noise("float32", 1)[..., 0]
+    backwards = np.array([[1, 0.1, -30.0], [0, 1, 5.0], [-0.008, 0, 1]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    whole = cv2.warpPerspective(pixels, backwards, (260, 150), flags=flags, borderValue=(7.0,))
+    monkeypatch.setattr("capsdesc.images.warp._TILE", 50)
+    tiles = warp(pixels, np.linalg.inv(backwards), (260, 150), fill=7)
+    assert 0.1 < (whole == 7).mean() < 0.9
+    assert (np.abs(tiles - whole) > 1).mean() < 0.003
 
 
 def test_images_wider_than_opencv_warps_are_moved() -> None:
