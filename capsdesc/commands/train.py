@@ -26,9 +26,10 @@ from capsdesc.training import distributed, monitor
 from capsdesc.training.checkpoint import LOG
 from capsdesc.training.config import NAMED_CONFIGS, TrainingConfig
 from capsdesc.training.dataset import PairDataset, Scene
+from capsdesc.training.distillation import Teacher
 from capsdesc.training.loop import train
-from capsdesc.training.start import hold_out, read_scenes, starting_network
-from capsdesc.weights import DEFAULT, save_pretrained
+from capsdesc.training.start import hold_out, read_scenes, sample_images, starting_network
+from capsdesc.weights import DEFAULT, resolve, save_pretrained
 from capsdesc.weights.card import SceneSummary, model_card, read_licenses
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="start from an ImageNet encoder, a file or one of timm's ResNets on the hub, and a random decoder",
     )
     start.add_argument("--from-scratch", action="store_true", help="start from random weights throughout")
+    parser.add_argument(
+        "--teacher",
+        metavar="WEIGHTS",
+        help="agree with the maps of this model, by loss.distillation (default: where that has a weight, "
+        "the bundled one)",
+    )
     parser.add_argument("--license", help="of the model, for its card, as the hub abbreviates it: mit, cc-by-4.0, ...")
     parser.add_argument(
         "--licenses", type=Path, metavar="YAML", help="for its card: a line of SCENE: LICENCE for each scene"
@@ -154,6 +161,9 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
         encoder=options.encoder,
         from_scratch=options.from_scratch,
     )
+    teacher = None
+    if options.teacher is not None or config.loss.distillation:
+        teacher = Teacher(resolve(options.teacher), config.model, sample_images(training_pairs.photographs))
     outcome = train(
         config,
         network,
@@ -164,6 +174,7 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
         workers=options.workers,
         max_minutes=options.max_minutes,
         tensorboard=monitor.is_available() if options.tensorboard is None else options.tensorboard,
+        teacher=teacher,
         held=True,  # from before the scenes are read until the model is written
     )
     if not distributed.is_main():
@@ -175,7 +186,7 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
     card = model_card(
         options.out.absolute().name,
         config.model,
-        start=_start(options),
+        start=_start(options, config),
         settings=yaml.safe_load(config.to_yaml()),
         scenes=[summary(scene) for scene in scenes],
         held_out=[summary(scene) for scene in held_out],
@@ -225,10 +236,11 @@ def changed_settings(values: dict[str, Any], changes: Sequence[str]) -> dict[str
     return values
 
 
-def _start(options: argparse.Namespace) -> str:
+def _start(options: argparse.Namespace, config: TrainingConfig) -> str:
     """What training starts from, in words."""
+    taught = f", taught by {options.teacher or DEFAULT}" if config.loss.distillation else ""
     if options.from_scratch:
-        return "random weights throughout"
+        return f"random weights throughout{taught}"
     if options.encoder is not None:
-        return f"the ImageNet encoder {options.encoder} and a random decoder"
-    return f"the weights {options.weights or DEFAULT}"
+        return f"the ImageNet encoder {options.encoder} and a random decoder{taught}"
+    return f"the weights {options.weights or DEFAULT}{taught}"

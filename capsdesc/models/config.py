@@ -10,6 +10,7 @@ from typing import Any
 from capsdesc.io.text import parse_json
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+LIGHT = "resnet_light"
 EFFICIENTNETS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 ARCHITECTURES = ("caps", "compact")
 SAMPLINGS = ("corners", "stride")
@@ -21,7 +22,8 @@ class ModelConfig:
 
     Attributes:
         architecture: ``"caps"``, the paper's decoder, or ``"compact"``, the lean additive pyramid.
-        encoder: an ImageNet classifier's name; its layers up to stride 16 are used.
+        encoder: an ImageNet classifier's name; its layers up to stride 16 are used. Or ``"resnet_light"``, a small one
+            of our own that is trained from scratch.
         coarse_dim: channels of the coarse map (stride 16).
         fine_dim: channels of the fine map (stride 4).
         decoder_dim: width of the compact decoder; the paper's decoder has fixed widths.
@@ -50,7 +52,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_choice("architecture", self.architecture, ARCHITECTURES)
         _check_choice("sampling", self.sampling, SAMPLINGS)
-        _check_choice("encoder", self.encoder, RESNETS if self.architecture == "caps" else RESNETS + EFFICIENTNETS)
+        encoders = RESNETS if self.architecture == "caps" else (*RESNETS, LIGHT, *EFFICIENTNETS)
+        _check_choice("encoder", self.encoder, encoders)
         for name in ("coarse_dim", "fine_dim", "decoder_dim"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -67,6 +70,11 @@ class ModelConfig:
     def paper(cls, encoder: str = "resnet50") -> ModelConfig:
         """The network of the paper: raw features, corner-aligned sampling (section 3.3 and supplement)."""
         return cls(architecture="caps", encoder=encoder, normalize=False, sampling="corners")
+
+    @classmethod
+    def small(cls) -> ModelConfig:
+        """A compact network of a quarter of the size, with descriptors of half the length."""
+        return cls(encoder=LIGHT, coarse_dim=64, fine_dim=63, decoder_dim=48, reliability=True, keypoints=True)
 
     @property
     def descriptor_dim(self) -> int:

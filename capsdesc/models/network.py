@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from capsdesc.models.config import EFFICIENTNETS, ModelConfig
+from capsdesc.models.config import EFFICIENTNETS, LIGHT, ModelConfig
 from capsdesc.models.efficientnet_lite import EfficientNetLiteEncoder
-from capsdesc.models.resnet import ResNetEncoder
+from capsdesc.models.resnet import LightEncoder, ResNetEncoder
 
 COARSE_STRIDE = 16
 FINE_STRIDE = 4
@@ -137,8 +137,7 @@ class CompactNetwork(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        name = config.encoder
-        self.encoder: nn.Module = EfficientNetLiteEncoder(name) if name in EFFICIENTNETS else ResNetEncoder(name)
+        self.encoder = _encoder(config.encoder)
         stride2, stride4, stride8, stride16 = self.encoder.channels
         width = config.decoder_dim
         self.lateral4 = nn.Conv2d(stride4, width, 1)
@@ -153,8 +152,11 @@ class CompactNetwork(nn.Module):
         if config.normalize:
             self.log_inverse_temperature = nn.Parameter(torch.tensor(LOG_INVERSE_TEMPERATURE))
         if config.keypoints:
-            self.keypoint_head = KeypointHead(stride2, width)
+            self.keypoint_head = KeypointHead(stride2, width, max(4, width // 3))
         self.has_reliability = config.reliability
+        # Keypoints follow descriptors, not the other way round. But a light stem has no room to see for them what
+        # descriptors do not need, unless it learns for both.
+        self.keypoints_teach = config.encoder == LIGHT
         # Upsampling from stride s reads cells s / 2 away, a 3x3 at stride s those s away. The keypoint head reaches as
         # far: its two 3x3 at stride 2 after upsampling to it are no more than the smoothing at stride 4.
         self.reach = _reach(self.encoder) + (8 + 8) + (4 + 4)
@@ -175,10 +177,7 @@ class CompactNetwork(nn.Module):
         return (*maps, self.reliability_head(x)) if self.has_reliability else maps
 
     def scores(self, pyramid: Pyramid) -> Tensor:
-        """(B, 3, 2h, 2w) of h x w cells at stride 2: each pixel's keypoint logit and its shift along x and y.
-
-        No gradient flows back from here: keypoints follow descriptors, not the other way round.
-        """
+        """(B, 3, 2h, 2w) of h x w cells at stride 2: each pixel's keypoint logit and its shift along x and y."""
         answers = F.pixel_shuffle(self.answers(pyramid), 2)
         return torch.cat([answers[:, :1], answers[:, 1:].tanh()], dim=1)
 
@@ -187,7 +186,8 @@ class CompactNetwork(nn.Module):
 
         Channel 4 c + 2 y + x of a cell is what it says in place c of its pixel in row y and column x.
         """
-        answers: Tensor = self.keypoint_head(pyramid.stride2.detach(), pyramid.stride4.detach())
+        seen = pyramid.stride2, pyramid.stride4
+        answers: Tensor = self.keypoint_head(*(seen if self.keypoints_teach else (part.detach() for part in seen)))
         return answers
 
     def forward(self, image: Tensor, scores: bool = False) -> tuple[Tensor, ...]:
@@ -205,7 +205,7 @@ class KeypointHead(nn.Module):
     its four pixels (Shi et al., CVPR 2016), so that the map is as fine as the image at a quarter of the cost.
     """
 
-    def __init__(self, stem: int, context: int, width: int = 32) -> None:
+    def __init__(self, stem: int, context: int, width: int) -> None:
         super().__init__()
         self.stem = nn.Conv2d(stem, width, 1)
         self.context = nn.Conv2d(context, 4 * width, 1, bias=False)
@@ -219,6 +219,12 @@ class KeypointHead(nn.Module):
         x = self.stem(stride2).add_(context).relu_()
         answers: Tensor = self.answer(self.mix(x).relu_())
         return answers
+
+
+def _encoder(name: str) -> ResNetEncoder | LightEncoder | EfficientNetLiteEncoder:
+    if name == LIGHT:
+        return LightEncoder()
+    return EfficientNetLiteEncoder(name) if name in EFFICIENTNETS else ResNetEncoder(name)
 
 
 def _reach(encoder: nn.Module) -> int:

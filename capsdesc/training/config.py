@@ -109,6 +109,20 @@ class TrainingConfig:
         )
 
     @classmethod
+    def small(cls) -> TrainingConfig:
+        """From random weights to a model like the bundled small one, taught by a larger one: the first of its runs."""
+        return cls(
+            model=ModelConfig.small(),
+            data=DataConfig(width=416, height=320, queries=16, keypoints=0, sift_share=0.0, planar_share=1.0),
+            loss=LossConfig(epipolar_coarse=0.0, epipolar_fine=0.0, cycle_coarse=0.0, cycle_fine=0.0, distillation=1.0),
+            optimizer=OptimizerConfig(learning_rate=2e-3, encoder_factor=1.0),
+            steps=3000,
+            batch_size=8,
+            ema=0.998,
+            validate_every=500,
+        )
+
+    @classmethod
     def paper(cls) -> TrainingConfig:
         """The paper's recipe (supplement): ResNet-50, Adam, 200 k steps of 6 pairs, its losses and colour jitter."""
         jitter = AugmentationConfig.jitter(brightness=1.0, contrast=1.0, saturation=1.0, hue=0.4)
@@ -148,4 +162,9 @@ class TrainingConfig:
         return build(cls, {} if values is None else values)
 
 
-NAMED_CONFIGS = {"default": TrainingConfig, "compact": TrainingConfig.compact, "caps_paper": TrainingConfig.paper}
+NAMED_CONFIGS = {
+    "default": TrainingConfig,
+    "compact": TrainingConfig.compact,
+    "small": TrainingConfig.small,
+    "caps_paper": TrainingConfig.paper,
+}

@@ -319,9 +319,11 @@ class PairDataset(Dataset[TrainingPair]):
     def _candidates(self, rng: np.random.Generator, view: RenderedView) -> Array:
         """Twice as many query points as needed, SIFT keypoints first as far as the config asks."""
         config = self.config
-        detected = SIFTDetector(contrast_threshold=0.01).detect(view.image, sys.maxsize, view.valid)
-        sift = rng.permutation(np.unique(np.asarray(detected.points, dtype=np.float64), axis=0))
-        sift = sift[: round(2 * config.queries * config.sift_share)]
+        sift = np.zeros((0, 2))
+        if config.sift_share:  # detecting takes as long as all else
+            detected = SIFTDetector(contrast_threshold=0.01).detect(view.image, sys.maxsize, view.valid)
+            sift = rng.permutation(np.unique(np.asarray(detected.points, dtype=np.float64), axis=0))
+            sift = sift[: round(2 * config.queries * config.sift_share)]
         uniform = rng.uniform((0, 0), (config.width - 1, config.height - 1), (2 * config.queries, 2))
         column, row = np.rint(uniform).astype(int).T
         candidates: Array = np.concatenate([sift, uniform[view.valid[row, column]]])

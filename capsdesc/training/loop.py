@@ -20,6 +20,7 @@ from capsdesc.devices import training_format
 from capsdesc.io.files import name_full_disk
 from capsdesc.io.locks import sole_use
 from capsdesc.isolation import isolated
+from capsdesc.models import DenseFeatures
 from capsdesc.models.config import ModelConfig
 from capsdesc.training import distributed
 from capsdesc.training.averaging import MovingAverage
@@ -27,6 +28,7 @@ from capsdesc.training.batches import load_batches, network_dtype, pair_features
 from capsdesc.training.checkpoint import LOG, Best, RunFolder
 from capsdesc.training.config import OptimizerConfig, TrainingConfig
 from capsdesc.training.dataset import Batch, PairDataset
+from capsdesc.training.distillation import Teacher
 from capsdesc.training.losses import LossConfig, caps_loss
 from capsdesc.training.monitor import EVERY, Monitor, draw_answers
 from capsdesc.training.validation import Validation, validate
@@ -60,6 +62,7 @@ def train(
     max_minutes: float | None = None,
     tensorboard: bool = False,
     held: bool = False,
+    teacher: Teacher | None = None,
 ) -> Outcome:
     """Train a network, or go on where a killed run with the same settings and folder stopped.
 
@@ -78,16 +81,20 @@ def train(
         max_minutes: stop after this long, with a checkpoint to go on from.
         tensorboard: whether to write curves and pictures for TensorBoard to ``out``.
         held: whether the caller has the sole use of ``out`` (:func:`capsdesc.io.locks.sole_use`) for longer than this.
+        teacher: whose maps the network learns to agree with, where ``config.loss.distillation`` has a weight.
 
     Raises:
         BlockingIOError: another run is at work in ``out``.
         ImportError: ``tensorboard`` is set, but it is not installed.
-        ValueError: ``out`` holds a run with other settings or data, or the processes cannot share a batch evenly.
+        ValueError: ``out`` holds a run with other settings, data or teacher, there is a weight for a teacher and none
+            or a teacher and no weight, or the processes cannot share a batch evenly.
         FloatingPointError: the loss is no longer finite.
     """
     lock = sole_use(out, is_folder=True) if distributed.is_main() and not held else contextlib.nullcontext()
     with lock:
-        return _train(config, network, training_pairs, validation_pairs, out, device, workers, max_minutes, tensorboard)
+        return _train(
+            config, network, training_pairs, validation_pairs, out, device, workers, max_minutes, tensorboard, teacher
+        )
 
 
 def _train(
@@ -100,12 +107,18 @@ def _train(
     workers: int,
     max_minutes: float | None,
     tensorboard: bool,
+    teacher: Teacher | None,
 ) -> Outcome:
     """:func:`train` in a folder that is held."""
     start_time = time.monotonic()
     share = (distributed.rank(), distributed.world_size())
     if config.batch_size % share[1]:
         raise ValueError(f"batch_size is {config.batch_size}; expected a multiple of the {share[1]} processes")
+    if (teacher is None) == (config.loss.distillation > 0):
+        raise ValueError(
+            f"loss.distillation is {config.loss.distillation} "
+            f"{'and there is no teacher' if teacher is None else 'but there is a teacher'}: give both, or neither"
+        )
     dtype = network_dtype(config.precision, device)
     precision = str(dtype).removeprefix("torch.")
     if config.precision == "auto":
@@ -119,7 +132,8 @@ def _train(
     optimizer = make_optimizer(network, config.optimizer)
     average = MovingAverage(network, config.ema)
     judged_on = validation_pairs.fingerprint if validation_pairs is not None else "nothing"
-    folder = RunFolder(out, config, f"{training_pairs.fingerprint} {judged_on}")
+    learned_from = f" {teacher.fingerprint}" if teacher is not None else ""
+    folder = RunFolder(out, config, f"{training_pairs.fingerprint} {judged_on}{learned_from}")
     step = folder.resume(network, average, optimizer)
     replica = distributed.replicate(network)
     loader = load_batches(training_pairs, config.batch_size, range(step, config.steps), workers, device, share=share)
@@ -143,7 +157,9 @@ def _train(
         for batch in loader:
             step_start = time.monotonic()
             _set_learning_rate(optimizer, learning_rate_factor(step, config.steps, config.optimizer))
-            parts = training_step(replica, config.model, config.loss, optimizer, batch, device, dtype, config.optimizer)
+            parts = training_step(
+                replica, config.model, config.loss, optimizer, batch, device, dtype, config.optimizer, teacher
+            )
             average.update(step)
             step += 1
             now = time.monotonic()
@@ -221,17 +237,21 @@ def training_step(
     device: torch.device,
     dtype: torch.dtype,
     optimizer_config: OptimizerConfig,
+    teacher: Teacher | None = None,
 ) -> dict[str, float]:
     """One optimizer step; returns the loss and its parts.
 
     Where several processes train together, ``network`` is a replica and ``batch`` the process's share; what is returned
     is of the whole batch.
     """
-    features0, features1 = (
-        distributed.gather_features(features) for features in pair_features(network, model_config, batch, device, dtype)
-    )
+
+    def gathered(features: tuple[DenseFeatures, DenseFeatures]) -> tuple[DenseFeatures, DenseFeatures]:
+        return distributed.gather_features(features[0]), distributed.gather_features(features[1])
+
+    taught = gathered(teacher.maps(batch, device, dtype)) if teacher is not None else None
+    features0, features1 = gathered(pair_features(network, model_config, batch, device, dtype))
     supervision = distributed.gather_supervision(batch.supervision.to(device))
-    parts = caps_loss(distributed.original(network), features0, features1, supervision, loss_config)
+    parts = caps_loss(distributed.original(network), features0, features1, supervision, loss_config, taught)
     if not bool(torch.isfinite(parts["loss"])):
         raise FloatingPointError("the loss is no longer finite: lower the learning rate or look at the poses")
     optimizer.zero_grad(set_to_none=True)

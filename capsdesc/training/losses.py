@@ -16,6 +16,7 @@ from capsdesc.checks import check_numbers
 from capsdesc.describe.search import Correspondence, back_again, coarse_to_fine
 from capsdesc.models.maps import DenseFeatures
 from capsdesc.models.network import inverse_temperatures
+from capsdesc.training.distillation import distillation_loss
 from capsdesc.training.keypoint_losses import keypoint_loss
 from capsdesc.training.supervision import Supervision, homogeneous, match_error, transfer
 
@@ -43,6 +44,7 @@ class LossConfig:
         keypoints: weight of the loss on the network's own keypoints, where it finds some. The paper has no such loss.
         keypoint_sigma: how exactly two views should agree on a keypoint, in pixels.
         keypoint_count: how many of the strongest keypoints of a view are matched, to rank them.
+        distillation: weight of the distance of the network's maps from a teacher's.
         max_epipolar_coarse: coarse matches farther than this share of the shorter edge from the line are left out.
         max_epipolar_fine: likewise fine matches.
         max_coarse_for_fine: fine matches whose coarse match is farther than this share from the line are left out.
@@ -63,6 +65,7 @@ class LossConfig:
     keypoints: float = 0.0
     keypoint_sigma: float = 0.7
     keypoint_count: int = 512
+    distillation: float = 0.0
     max_epipolar_coarse: float = 0.5
     max_epipolar_fine: float = 0.5
     max_coarse_for_fine: float = 0.125
@@ -88,6 +91,7 @@ def caps_loss(
     features1: DenseFeatures,
     supervision: Supervision,
     config: LossConfig,
+    taught: tuple[DenseFeatures, DenseFeatures] | None = None,
 ) -> dict[str, Tensor]:
     """The training loss of a batch of pairs and its parts.
 
@@ -97,6 +101,7 @@ def caps_loss(
         features1: maps of the second images.
         supervision: query points and what is known of them.
         config: weights and thresholds.
+        taught: what a teacher sees in the first and in the second images, or None.
 
     Returns:
         Scalars: ``loss``, its unweighted parts by the names of the weights in ``config``, and ``median_px``, the median
@@ -117,6 +122,8 @@ def caps_loss(
         parts["keypoints"] = keypoint_loss(
             features0, features1, supervision, config.keypoint_sigma, config.keypoint_count, config.matching_radius
         )
+    if config.distillation and taught is not None:
+        parts["distillation"] = distillation_loss((features0, features1), taught, supervision)
     loss = torch.stack([getattr(config, name) * part for name, part in parts.items()]).sum()
     return {"loss": loss, **parts, **median}
 

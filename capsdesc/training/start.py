@@ -72,7 +72,7 @@ def starting_network(
         return resolved.build()
     network = build_network(config)
     part = network if config.architecture == "caps" else network.get_submodule("encoder")
-    state = load_encoder(encoder, config.encoder, images=lambda: _sample_images(photographs))
+    state = load_encoder(encoder, config.encoder, images=lambda: sample_images(photographs))
     missing, unexpected = part.load_state_dict(state, strict=False)
     decoder_only = {name.split(".")[0] for name in missing} <= DECODER_PARTS
     if unexpected or not decoder_only:
@@ -92,7 +92,7 @@ DECODER_PARTS = {
 }
 
 
-def _sample_images(photographs: Sequence[Path], count: int = 24, size: int = 320) -> torch.Tensor:
+def sample_images(photographs: Sequence[Path], count: int = 24, size: int = 320) -> torch.Tensor:
     """Centre squares of evenly spaced photographs, for statistics of activations; broken files are left out."""
     squares = []
     for k in np.unique(np.linspace(0, len(photographs) - 1, count).astype(int)):
