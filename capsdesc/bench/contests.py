@@ -95,7 +95,8 @@ def describe_contests(
     whole costs beyond its parts is known from calls that took turns.
 
     Args:
-        methods: ``"caps"``, with SIFT's keypoints, ``"caps-keypoints"``, with its own, ``"caps-paper"`` and names of
+        methods: ``"caps"``, with SIFT's keypoints, ``"caps-keypoints"``, with its own, the same of the small model,
+            ``"caps-small"`` and ``"caps-small-keypoints"``, ``"caps-paper"`` and names of
             :data:`~capsdesc.evaluation.methods.METHODS`.
         images: (H, W, 3) RGB.
         weights: of ``"caps"`` and ``"caps-keypoints"``, as :class:`~capsdesc.CAPSExtractor` takes them.
@@ -106,6 +107,8 @@ def describe_contests(
     sources = {
         "caps": (weights, None, "sift"),
         "caps-keypoints": (weights, None, "caps"),
+        "caps-small": ("small", None, "sift"),
+        "caps-small-keypoints": ("small", None, "caps"),
         "caps-paper": (paper_weights, torch.float32, "sift"),
     }
     notes = [f"caps computes in {_short(describing_dtype(torch.device(device)))}."]
@@ -114,7 +117,7 @@ def describe_contests(
     if "caps-keypoints" in methods and not (resolved := resolve(weights)).config.keypoints:
         notes.append(f"caps-keypoints is left out: the model {resolved.source} finds no keypoints.")
         methods = [name for name in methods if name != "caps-keypoints"]
-    describers = [name for name in methods if name not in OWN_KEYPOINTS_ONLY]
+    describers = [name for name in methods if name not in {*OWN_KEYPOINTS_ONLY, "caps-small-keypoints"}]
 
     def contestant(task: Callable[..., Call], name: str, *inputs: object) -> Contestant:
         load = partial(_caps, *sources[name], device) if name in sources else partial(_peer, name, device)
@@ -220,7 +223,7 @@ def train_contests(*, pairs: int, width: int, height: int, queries: int, seed: i
             f"default is {recipes['default'].model.encoder}, caps-paper is {recipes['caps-paper'].model.encoder}, "
             f"both in {_short(fastest_dtype(torch.device(device)))}.",
         ),
-        pairs=pairs,
+        count=pairs,
     )
 
 

@@ -47,14 +47,16 @@ class Contest:
         title: what all of them do.
         contestants: the others are compared with the first.
         notes: what a reader of the figures must know, such as who was left out and why.
-        pairs: training pairs a call handles, or None for calls that do not train.
+        count: how many of its unit a call handles, or None where only times are told.
+        unit: what a call handles.
     """
 
     section: str
     title: str
     contestants: tuple[Contestant, ...]
     notes: tuple[str, ...] = ()
-    pairs: int | None = None
+    count: int | None = None
+    unit: str = "pairs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,18 +126,20 @@ class Table:
     """A contest's results.
 
     Attributes:
-        section: as of the contest, likewise the title and the pairs.
+        section: as of the contest, likewise the title, the count and its unit.
         title: what was done.
         rows: one for each contestant that could take part.
         notes: those of the contest, and who could not take part and why.
-        pairs: training pairs of a call, or None.
+        count: how many of its unit a call handles, or None.
+        unit: what a call handles.
     """
 
     section: str
     title: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
-    pairs: int | None = None
+    count: int | None = None
+    unit: str = "pairs"
 
     def ratio(self, row: Row) -> float:
         """How many times as long a row takes as the first row: above 1 it is slower."""
@@ -147,8 +151,8 @@ class Table:
         if self.rows:
             first = self.rows[0].name
             header = ["", "median ms", "quartiles ms", "calls", f"time / {first}", "memory MiB", "GPU MiB"]
-            if self.pairs is not None:
-                header.append("pairs/s")
+            if self.count is not None:
+                header.append(f"{self.unit}/s")
             lines += [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
         for row in self.rows:
             cells = [
@@ -160,8 +164,8 @@ class Table:
                 _mebibytes(row.memory.host),
                 _mebibytes(row.memory.gpu),
             ]
-            if self.pairs is not None:
-                cells.append(f"{self.pairs / row.median:.3g}")
+            if self.count is not None:
+                cells.append(f"{self.count / row.median:.3g}")
             lines.append(f"| {' | '.join(cells)} |")
         if self.rows:
             lines.append("")
@@ -209,7 +213,7 @@ def hold(contest: Contest, settings: Settings) -> Table:
         )
         for contestant in present
     ]
-    return Table(contest.section, contest.title, tuple(rows), tuple(notes), contest.pairs)
+    return Table(contest.section, contest.title, tuple(rows), tuple(notes), contest.count, contest.unit)
 
 
 def measure(

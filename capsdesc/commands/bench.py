@@ -28,13 +28,15 @@ Measure time and memory on this machine, each beside a peer in the same run:
   describe  the networks alone, describing given keypoints, detecting and describing
   match     mutual nearest neighbours
   train     optimizer steps
+  video     frames a second, each matched with the frame before
 
 Contestants take turns, in rounds that go there and back, after a warm-up. Tables give the median, the quartiles, the
 time over that of the table's first row (above 1 is slower), and the peak memory of loading and of one call, measured
 in a process of its own.
 """
-SECTIONS = ("describe", "match", "train")
-METHODS = "caps,caps-keypoints,caps-paper,rootsift,xfeat,disk,aliked"
+SECTIONS = ("describe", "match", "train", "video")
+METHODS = "caps,caps-keypoints,caps-small,caps-small-keypoints,caps-paper,rootsift,xfeat,disk,aliked"
+SMALL = ("caps-small", "caps-small-keypoints")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -48,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("sections", nargs="*", type=_section, metavar="SECTION", help="(default: all three)")
+    parser.add_argument("sections", nargs="*", type=_section, metavar="SECTION", help="(default: all)")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder for results.json and results.md")
     add_json_option(parser)
     add_device_option(parser)
@@ -93,6 +95,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--train-size", type=positive, nargs=2, default=(352, 256), metavar=("W", "H"), help="(default: 352 256)"
     )
     train.add_argument("--queries", type=positive, default=300, metavar="N", help="per pair (default: %(default)s)")
+
+    video = parser.add_argument_group("video")
+    video.add_argument(
+        "--video-keypoints", type=positive, default=1000, metavar="N", help="of a frame (default: %(default)s)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -146,12 +153,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _contests(arguments: argparse.Namespace, device: str) -> Iterator[Contest]:
     import tempfile
 
-    from capsdesc.bench import contests
+    from capsdesc.bench import contests, video
     from capsdesc.evaluation.methods import METHODS as EVAL_METHODS
 
     sections, seed = arguments.sections or SECTIONS, arguments.seed
     methods = arguments.methods.split(",")
-    known = ("caps-paper", *EVAL_METHODS)
+    known = ("caps-paper", *SMALL, *EVAL_METHODS)
     for name in methods:
         if name not in known:
             raise ValueError(f"no method is called {name!r}; there are {', '.join(known)}")
@@ -180,6 +187,13 @@ def _contests(arguments: argparse.Namespace, device: str) -> Iterator[Contest]:
         width, height = arguments.train_size
         yield from contests.train_contests(
             pairs=arguments.pairs, width=width, height=height, queries=arguments.queries, seed=seed, device=device
+        )
+    if "video" in sections:
+        yield from video.video_contests(
+            contests.image_of_edge(arguments.image, 1024, seed),
+            max_keypoints=arguments.video_keypoints,
+            weights=arguments.weights,
+            device=device,
         )
 
 

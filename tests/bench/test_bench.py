@@ -81,7 +81,7 @@ def test_tables_hold_medians_quartiles_and_ratios() -> None:
         Row("own", (0.003, 0.001, 0.002)),
         Row("peer", (0.5, 0.1, 0.2, 0.4), Memory(host=5 * 2**20, gpu=3 * 2**20)),
     )
-    table = Table("train", "a title", rows, ("a note",), pairs=6)
+    table = Table("train", "a title", rows, ("a note",), count=6)
     assert table.ratio(rows[1]) == pytest.approx(150)
     lines = table.markdown().splitlines()
     assert lines[0] == "## a title"
