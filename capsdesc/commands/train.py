@@ -49,9 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "scenes",
-        nargs="+",
+        nargs="*",
         type=Path,
-        help="folders with images/ and COLMAP models in sparse/, or YAML files that list sources of other kinds",
+        help="folders with images/ and COLMAP models in sparse/, or YAML files that list sources of other kinds; none "
+        "where photographs alone are trained on (data.planar_share=1)",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the model, the log and checkpoints")
     parser.add_argument(

@@ -326,7 +326,7 @@ def test_config_refuses_other_json() -> None:
         ModelConfig.from_json("[" * 100_000)
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "efficientnet_lite0"])
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet_light", "efficientnet_lite0"])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (33, 50), (64, 95), (17, 31)])
 def test_compact_map_sizes(encoder: str, height: int, width: int) -> None:
     network = build_network(ModelConfig(encoder=encoder, coarse_dim=24, fine_dim=40)).eval()
@@ -348,7 +348,7 @@ def randomized(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "efficientnet_lite0"])
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet_light", "efficientnet_lite0"])
 def test_compact_network_moves_with_the_image(encoder: str) -> None:
     torch.manual_seed(0)
     network = randomized(build_network(ModelConfig(encoder=encoder)))
@@ -362,7 +362,7 @@ def test_compact_network_moves_with_the_image(encoder: str) -> None:
     assert (coarse[..., 19:-18] - coarse[..., 18:-19]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "efficientnet_lite0"])
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet_light", "efficientnet_lite0"])
 def test_compact_cells_lie_on_multiples_of_the_stride(encoder: str) -> None:
     """With kernels that are their own mirror image, and 16 n + 1 pixels, mirroring the image mirrors the maps: this
     holds only if cell i is centred on pixel 16 i (coarse) and 4 i (fine)."""
@@ -385,6 +385,7 @@ NETWORKS = [
     ModelConfig(reliability=True),
     ModelConfig(encoder="resnet50"),
     ModelConfig(encoder="efficientnet_lite0"),
+    ModelConfig.small(),
     ModelConfig.paper("resnet18"),
 ]
 
@@ -420,7 +421,9 @@ def test_single_cells_are_those_of_the_whole_maps(config: ModelConfig, size: tup
         torch.testing.assert_close(values[0, :, 0], whole[0][:, read], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "efficientnet_lite0", "efficientnet_lite2"])
+@pytest.mark.parametrize(
+    "encoder", ["resnet18", "resnet50", "resnet_light", "efficientnet_lite0", "efficientnet_lite2"]
+)
 def test_cells_depend_on_pixels_within_reach(encoder: str) -> None:
     network = build_network(ModelConfig(encoder=encoder)).eval().double()
     reach = network.reach
