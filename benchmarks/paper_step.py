@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             timing.Contestant("ours, paper's network", partial(training_call, TrainingConfig.paper(), *batch)),
             timing.Contestant("ours, default recipe", partial(training_call, TrainingConfig(), *batch)),
         ),
-        pairs=options.pairs,
+        count=options.pairs,
     )
     settings = timing.Settings(
         device=options.device,
