@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from capsdesc.bench import contests, timing
+from capsdesc.bench import contests, timing, video
 from capsdesc.bench.timing import Contest, Contestant, Memory, Row, Settings, Table
 from capsdesc.commands.main import main
 from capsdesc.describe.extractor import CAPSExtractor
@@ -352,7 +352,7 @@ def test_one_command_measures_everything(weights: Path, tmp_path: Path, capsys: 
     assert command(*arguments, "--no-memory", "-o", tmp_path) == 0
     content = json.loads((tmp_path / "results.json").read_text())
     tables = content["tables"]
-    assert [table["section"] for table in tables] == ["describe"] * 3 + ["match"] * 2 + ["train"]
+    assert [table["section"] for table in tables] == ["describe"] * 3 + ["match"] * 2 + ["train", "video"]
     titles = " / ".join(table["title"] for table in tables)
     for part in ("64 x 48", "40 x 40", "60 x 60", "2 pairs of 32 x 48"):
         assert part in titles
@@ -361,11 +361,12 @@ def test_one_command_measures_everything(weights: Path, tmp_path: Path, capsys: 
         ["caps", "caps-paper", "rootsift"],
         ["caps", "caps-paper", "rootsift", "SIFT detection alone", "caps description alone"],
     ]
-    assert [row["name"] for row in tables[-1]["rows"]] == ["default", "caps-paper"]
+    assert [row["name"] for row in tables[-2]["rows"]] == ["default", "caps-paper"]
+    assert [row["name"] for row in tables[-1]["rows"] if row["name"] != "xfeat"] == ["caps", "caps-small", "orb"]
     dtype = str(describing_dtype(torch.device("cpu"))).removeprefix("torch.")
     assert tables[0]["notes"][0] == f"caps computes in {dtype}."
     assert "random parameters" in tables[0]["notes"][1]
-    assert tables[-1]["notes"][0].endswith(f"both in {dtype}.")
+    assert tables[-2]["notes"][0].endswith(f"both in {dtype}.")
 
     rows = [row for table in tables for row in table["rows"]]
     for row in rows:
@@ -388,8 +389,26 @@ def test_one_command_measures_everything(weights: Path, tmp_path: Path, capsys: 
     cells = [line for line in table_cells(report) if line[0]]
     assert [line[0] for line in cells] == [row["name"] for row in rows]
     assert [line[4] for line in cells] == [f"{row['ratio']:.2f}" for row in rows]
-    assert float(cells[-1][7]) == pytest.approx(2 / rows[-1]["median"], rel=0.01)
+    assert float(cells[-1][7]) == pytest.approx(1 / rows[-1]["median"], rel=0.01)
+    default = next(number for number, row in enumerate(rows) if row["name"] == "default")
+    assert float(cells[default][7]) == pytest.approx(2 / rows[default]["median"], rel=0.01)
     assert torch.get_num_threads() == before
+
+
+def test_the_view_moves_at_a_steady_pace_and_is_tracked() -> None:
+    frames = video.moving_view(contests.synthetic_image(400, 300, seed=0), frames=3, size=(320, 240))
+    assert [frame.shape for frame in frames] == [(240, 320, 3)] * 3
+    dx, dy = video.STEP
+    for before, after in zip(frames, frames[1:], strict=False):
+        np.testing.assert_array_equal(before[dy:, dx:], after[:-dy, :-dx])
+    extract, match_with = video._orb(500)
+    call = video._tracking(lambda: (extract, match_with), frames)
+    there, then, back = (call() for _ in range(3))
+    for matches in (there, then, back):  # most of what is seen is seen again
+        assert isinstance(matches, tuple)
+        assert len(matches) > 100
+    small = video.moving_view(contests.synthetic_image(64, 48, seed=0))
+    assert {frame.shape for frame in small} == {(480, 640, 3)}
 
 
 def test_own_keypoints_are_found_and_described(keypoint_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
