@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
+import itertools
 import json
 import sys
 import time
@@ -399,7 +400,7 @@ def test_the_view_moves_at_a_steady_pace_and_is_tracked() -> None:
     frames = video.moving_view(contests.synthetic_image(400, 300, seed=0), frames=3, size=(320, 240))
     assert [frame.shape for frame in frames] == [(240, 320, 3)] * 3
     dx, dy = video.STEP
-    for before, after in zip(frames, frames[1:], strict=False):
+    for before, after in itertools.pairwise(frames):
         np.testing.assert_array_equal(before[dy:, dx:], after[:-dy, :-dx])
     extract, match_with = video._orb(500)
     call = video._tracking(lambda: (extract, match_with), frames)
