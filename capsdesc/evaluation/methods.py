@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -16,9 +14,8 @@ import torch
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.describe.orientation import Orientation
 from capsdesc.evaluation import peers
-from capsdesc.images import to_gray
+from capsdesc.evaluation.classical import ORB, RootSIFT
 from capsdesc.keypoints import Detector, SIFTDetector
-from capsdesc.keypoints.sift import UPSCALING_SHIFT
 from capsdesc.matching import MAX_SHIFT
 from capsdesc.matching.context import CAPSMatcher
 from capsdesc.types import Features, Float32Array, Keypoints, Matches, UInt8Array
@@ -56,8 +53,8 @@ _AT_GIVEN_POINTS: dict[str, Use] = {
 CAPS_USES: Mapping[str, Use] = _AT_GIVEN_POINTS | {
     name.replace("caps", "caps-keypoints"): use._replace(keypoints=True) for name, use in _AT_GIVEN_POINTS.items()
 }
-METHODS = ("rootsift", *CAPS_USES, *peers.PEERS)
-OWN_KEYPOINTS_ONLY = frozenset({name for name, use in CAPS_USES.items() if use.keypoints} | peers.MATCHERS)
+METHODS = ("rootsift", "orb", *CAPS_USES, *peers.PEERS)
+OWN_KEYPOINTS_ONLY = frozenset({"orb", *(name for name, use in CAPS_USES.items() if use.keypoints), *peers.MATCHERS})
 """Methods that describe no given points."""
 SHARED_DETECTORS = ("sift", "caps", "xfeat", "disk", "aliked")
 """Whose keypoints all methods may share."""
@@ -126,49 +123,6 @@ class PairMatcher(Method, Protocol):
     def match(self, features0: peers.MatchedFeatures, features1: peers.MatchedFeatures) -> Matches:
         """Which keypoints of two images belong together."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class RootSIFT:
-    """OpenCV's SIFT, L1-normalised, square roots taken (Arandjelovic and Zisserman, CVPR 2012).
-
-    Its own keypoints are as OpenCV's defaults give them to everybody: a point counts once for each of its orientations,
-    and lies a quarter pixel too far right and down, which :class:`capsdesc.keypoints.SIFTDetector` takes off. Given
-    keypoints need a scale and an angle, and are described at the level of the pyramid where SIFT finds that scale.
-    """
-
-    name: str = "rootsift"
-    needs_frames: ClassVar[bool] = True
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The version of OpenCV, whose defaults are used."""
-        return {"opencv": cv2.__version__}
-
-    def extract(self, image: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
-        """The strongest keypoints and their descriptors, of 128 dimensions and unit Euclidean norm."""
-        # Not SIFTDetector, nor sift_features: a peer is compared as others use it.
-        found, descriptors = cv2.SIFT.create().detectAndCompute(to_gray(image), np.empty(0, dtype=np.uint8))
-        strongest = np.argsort([-point.response for point in found], kind="stable")[:max_keypoints]
-        points = np.array([point.pt for point in found], dtype=np.float32).reshape(-1, 2)
-        return points[strongest], _root(descriptors)[strongest]
-
-    def describe(self, image: UInt8Array, keypoints: Keypoints) -> Float32Array:
-        """(N, 128) float32, of unit Euclidean norm.
-
-        Raises:
-            ValueError: the keypoints have no scales or no angles.
-        """
-        if keypoints.scales is None or keypoints.angles is None:
-            raise ValueError("keypoints have no scales or no angles; RootSIFT describes those of SIFT or alike")
-        points = keypoints.to_cv2()
-        for point in points:
-            point.octave = _sift_octave(point.size)
-            # Where OpenCV's own detector would have put it.
-            point.pt = (point.pt[0] + float(UPSCALING_SHIFT), point.pt[1] + float(UPSCALING_SHIFT))
-        # OpenCV's descriptor alone; SIFTDetector is its detector.
-        _, descriptors = cv2.SIFT.create().compute(to_gray(image), points)
-        return _root(descriptors)
 
 
 class _Ours:
@@ -360,6 +314,8 @@ def get_methods(
             raise ValueError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
         if name == "rootsift":
             methods.append(RootSIFT())
+        elif name == "orb":
+            methods.append(ORB())
         elif name in CAPS_USES:
             use = CAPS_USES[name]
             kind = _KINDS[use.keypoints, use.checked, use.context]
@@ -385,20 +341,3 @@ def weights_hash(state_dict: Mapping[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _root(descriptors: npt.NDArray[Any] | None) -> Float32Array:
-    """SIFT to RootSIFT. OpenCV gives None for no keypoints."""
-    rows = np.zeros((0, 128), dtype=np.float32) if descriptors is None else np.asarray(descriptors, dtype=np.float32)
-    return np.asarray(np.sqrt(rows / np.maximum(rows.sum(axis=1, keepdims=True), 1e-12)), dtype=np.float32)
-
-
-def _sift_octave(size: float, layers: int = 3, sigma: float = 1.6) -> int:
-    """The pyramid level of a keypoint, packed as OpenCV packs it: it cannot be had from a detector's points otherwise.
-
-    SIFT's keypoint of octave o (-1 is the doubled image) and layer l has the diameter 2 sigma 2^(o + l / layers), l
-    in 1..layers give or take half a layer.
-    """
-    level = round(layers * float(np.log2(size / (2 * sigma))))
-    octave = (level - 1) // layers
-    return (octave & 255) | ((level - octave * layers) << 8)
