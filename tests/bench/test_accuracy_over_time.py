@@ -63,5 +63,5 @@ def test_the_picture_is_written_and_a_missing_size_named(script: ModuleType, tmp
     arguments = [str(tmp_path / "bench.json"), str(tmp_path / "eval.json"), "-o", str(tmp_path / "picture.png")]
     assert script.main(arguments) == 0
     assert read_image(tmp_path / "picture.png").std() > 10
-    with pytest.raises(ValueError, match="1 x 1; there are .*640 x 480"):
+    with pytest.raises(ValueError, match=r"1 x 1; there are .*640 x 480"):
         script.draw(TIMES, RESULTS, "1 x 1")
