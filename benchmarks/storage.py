@@ -25,9 +25,10 @@ from capsdesc.evaluation.datasets import read_benchmark
 from capsdesc.evaluation.features import FeatureStore
 from capsdesc.evaluation.protocols import Settings, evaluate
 from capsdesc.images import find_images, read_image, shrink
+from capsdesc.io.storage import Store, packed, unpacked
 from capsdesc.types import Float32Array, UInt8Array
 
-BYTES = {"float32": 4, "float16": 2, "int8": 1}
+BYTES: dict[Store, int] = {"float32": 4, "float16": 2, "int8": 1}
 
 
 class Extracted:
@@ -58,7 +59,7 @@ class Stored:
     extracted: Extracted
     directions: Float32Array
     dimensions: int
-    dtype: str
+    dtype: Store
 
     @property
     def name(self) -> str:
@@ -83,15 +84,7 @@ class Stored:
             length = np.linalg.norm(appearance, axis=1, keepdims=True)
             appearance = appearance @ self.directions[: self.dimensions - last].T
             appearance = appearance * (length / np.linalg.norm(appearance, axis=1, keepdims=True))
-        return points, stored_as(np.concatenate([appearance, reliability], axis=1), self.dtype)
-
-
-def stored_as(descriptors: Float32Array, dtype: str) -> Float32Array:
-    """Descriptors after they were kept in a type."""
-    if dtype == "int8":
-        step = np.float32(np.abs(descriptors).max(initial=1e-12) / 127)
-        return np.asarray(np.rint(descriptors / step) * step, np.float32)
-    return descriptors.astype(dtype).astype(np.float32)
+        return points, np.asarray(unpacked(*packed(np.concatenate([appearance, reliability], axis=1), self.dtype)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from capsdesc.commands.options import (
     extractor_of,
     sampling_of,
 )
+from capsdesc.io.storage import STORES
 from capsdesc.pipelines.extract import Engine, extract_images, name_sources
 from capsdesc.pipelines.stores import feature_sink
 
@@ -51,6 +52,12 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         default=True,
         help="keep the descriptors' derivatives, by which match-features checks matches; half of the output",
     )
+    parser.add_argument(
+        "--store",
+        choices=STORES,
+        default="float32",
+        help="type of descriptors in the output: float16 takes half the bytes, int8 a quarter (%(default)s)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="describe images again that are in the output")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="images at work at a time (default: one a CPU, up to 8)"
@@ -70,7 +77,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run ``capsdesc extract``; returns the exit code: 1 where an image was left out."""
     images = name_sources(options.images, sampling_of(options), progress=True)
-    sink = feature_sink(options.output)
+    sink = feature_sink(options.output, options.store)
     with logging_redirect_tqdm():
         done = extract_images(
             extractor_of(options, options.detector),

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from capsdesc.io.hdf5 import import_h5py, new_file
+from capsdesc.io.storage import Store, packed
 from capsdesc.types import Features
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,11 @@ class ScoredMatches:
 
 
 def write_features(
-    path: str | os.PathLike[str], features: Iterable[tuple[str, Features]], *, settings: str | None = None
+    path: str | os.PathLike[str],
+    features: Iterable[tuple[str, Features]],
+    *,
+    settings: str | None = None,
+    store: Store = "float32",
 ) -> None:
     """Write a features file, whole or not at all.
 
@@ -65,12 +70,14 @@ def write_features(
         features: name and features of each image, in numpy or in torch. A name is the path below the folder of images,
             with slashes.
         settings: text kept in the file, which :func:`read_settings` gives back.
+        store: type of the descriptors; hloc reads ``"float16"`` too, and knows nothing of ``"int8"``.
 
     Raises:
         ImportError: h5py is not installed.
-        ValueError: a name comes twice, or descriptors are not (N, D).
+        ValueError: a name comes twice, descriptors are not (N, D), or ``store`` is ``"int8"``.
         FileNotFoundError: the folder of ``path`` does not exist.
     """
+    refuse_integers(path, store)
     unit_length = True
     with new_file(path) as writer:
         if settings is not None:
@@ -82,7 +89,10 @@ def write_features(
                     f"descriptors of {name!r} have shape {descriptors.shape}; expected ({len(keypoints)}, D), one a "
                     "keypoint: hloc's files hold upright descriptors only"
                 )
-            fields: dict[str, npt.NDArray[Any]] = {"keypoints": keypoints, "descriptors": descriptors.T}
+            fields: dict[str, npt.NDArray[Any]] = {
+                "keypoints": keypoints,
+                "descriptors": packed(descriptors.T, store)[0],
+            }
             if image.scores is not None:
                 fields["scores"] = _to_numpy(image.scores)
             if image.derivatives is not None:
@@ -94,6 +104,19 @@ def write_features(
         logger.warning(
             "the descriptors in %s are not of unit length: match them with capsdesc, not by hloc's nearest neighbours",
             os.fspath(path),
+        )
+
+
+def refuse_integers(path: str | os.PathLike[str], store: Store) -> None:
+    """Refuse to write integers to a file of hloc.
+
+    Raises:
+        ValueError: ``store`` is ``"int8"``.
+    """
+    if store == "int8":
+        raise ValueError(
+            f"cannot write descriptors as int8 to {os.fspath(path)}: hloc would take the integers for their values; "
+            "expected float32 or float16, or a folder for the output"
         )
 
 

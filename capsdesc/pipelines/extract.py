@@ -99,6 +99,8 @@ def extract_images(
     _check(images, max_keypoints, orientation, threads, engine, workers)
     how = How(max_keypoints, orientation, derivatives)
     settings = feature_settings(extractor, max_keypoints, orientation, derivatives)
+    if sink.store != "float32":
+        settings["store"] = sink.store
     with sink.sole_use():
         # Whatever cannot be kept is known before any work.
         broken = dict(sink.unfit(images))

@@ -13,9 +13,10 @@ from typing import Protocol
 
 from capsdesc.io.files import atomic_path, is_temporary, sweep, sweep_folder
 from capsdesc.io.hdf5 import import_h5py
-from capsdesc.io.hloc import read_features, read_names, read_settings, write_features
+from capsdesc.io.hloc import read_features, read_names, read_settings, refuse_integers, write_features
 from capsdesc.io.locks import sole_use
 from capsdesc.io.npz import load_features, save_features, settings_in
+from capsdesc.io.storage import Store
 from capsdesc.io.text import not_utf8
 from capsdesc.types import Features
 
@@ -23,7 +24,15 @@ HLOC_SUFFIXES = (".h5", ".hdf5")
 
 
 class FeatureSink(Protocol):
-    """Where features are kept by the names of their images."""
+    """Where features are kept by the names of their images.
+
+    Attributes:
+        store: type of the descriptors in its files.
+    """
+
+    @property
+    def store(self) -> Store:  # noqa: D102
+        ...
 
     def sole_use(self) -> AbstractContextManager[None]:
         """For the length of the block no other run writes here; what killed runs left half written is removed.
@@ -52,9 +61,9 @@ class FeatureSink(Protocol):
         ...
 
 
-def feature_sink(path: str | os.PathLike[str]) -> FeatureSink:
+def feature_sink(path: str | os.PathLike[str], store: Store = "float32") -> FeatureSink:
     """A file of hloc where the path ends as HDF5 files do, in whatever case, and a folder of archives elsewhere."""
-    return HlocFile(path) if Path(path).suffix.lower() in HLOC_SUFFIXES else NpzFolder(path)
+    return HlocFile(path, store) if Path(path).suffix.lower() in HLOC_SUFFIXES else NpzFolder(path, store)
 
 
 class NpzFolder:
@@ -62,13 +71,14 @@ class NpzFolder:
 
     Args:
         folder: made when the first features are written.
+        store: type of the descriptors in its files.
 
     Raises:
         NotADirectoryError: ``folder`` is a file.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike[str], store: Store = "float32") -> None:
+        self.folder, self.store = Path(folder), store
         if self.folder.exists() and not self.folder.is_dir():
             raise NotADirectoryError(f"cannot write features to {folder}: it is a file, and a folder is expected")
 
@@ -107,7 +117,7 @@ class NpzFolder:
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            save_features(file, features, settings=settings)
+            save_features(file, features, settings=settings, store=self.store)
 
     def finish(self) -> None:
         """Nothing is left to do: each file was whole when it was written."""
@@ -121,18 +131,21 @@ class HlocFile:
 
     Args:
         path: the file; images it holds already stay in it.
+        store: type of the descriptors in the file.
 
     Raises:
         ImportError: h5py is not installed.
         IsADirectoryError: ``path`` is a folder.
+        ValueError: ``store`` is ``"int8"``.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], store: Store = "float32") -> None:
         import_h5py()
-        self.path = Path(path)
+        refuse_integers(path, store)
+        self.path, self.store = Path(path), store
         if self.path.is_dir():
             raise IsADirectoryError(f"cannot write features to {path}: it is a folder, and a file is expected")
-        self._parts = NpzFolder(self.path.with_name(f"{self.path.name}.parts"))
+        self._parts = NpzFolder(self.path.with_name(f"{self.path.name}.parts"), store)
         self._settings: str | None = None
 
     @contextlib.contextmanager
@@ -179,7 +192,7 @@ class HlocFile:
             ((name, read_features(self.path, name)) for name in kept),
             ((name, load_features(self._parts.path(name))) for name in spooled),
         )
-        write_features(self.path, features, settings=settings)
+        write_features(self.path, features, settings=settings, store=self.store)
         shutil.rmtree(self._parts.folder)
 
     def _spooled(self) -> list[str]:
