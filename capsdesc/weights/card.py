@@ -141,13 +141,18 @@ def _training(
     minutes = sum(row["seconds"] for row in log if row["step"] > 0) / 60
     types = " and ".join(sorted({row["precision"] for row in log if "precision" in row} - {settings["precision"]}))
     precision = f"{settings['precision']} ({types})" if types else settings["precision"]
+    learned_from = "camera poses"
+    if settings["loss"].get("distillation"):
+        learned_from = "a teacher's maps" if data["planar_share"] == 1 else "camera poses and a teacher's maps"
     pairs = "posed photographs two by two"
-    if data["planar_share"] > 0:
+    if data["planar_share"] == 1:
+        pairs = f"all pairs are homographies of one of {photographs} photographs"
+    elif data["planar_share"] > 0:
         planar = f"{100 * data['planar_share']:g} % of the pairs are homographies of one of {photographs} photographs"
         pairs = f"{planar}, the others {pairs}"
     return [
         f"- **Start**: {start}.",
-        f"- **Supervision**: camera poses; {pairs}.",
+        f"- **Supervision**: {learned_from}; {pairs}.",
         f"- **Training**: {steps} of {settings['batch_size']} pairs, views of {data['width']} x {data['height']}, "
         f"learning rate {optimizer['learning_rate']:g} ({optimizer['schedule']}), precision {precision}, "
         f"seed {settings['seed']}; {minutes:.3g} minutes of computing."

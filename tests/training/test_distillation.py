@@ -198,5 +198,7 @@ def test_a_student_learns_by_command_and_another_teacher_is_refused(tmp_path: Pa
     losses = [row["distillation"] for row in rows if "distillation" in row]
     assert len(losses) == 25
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:3])
-    assert "taught by compact" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "taught by compact" in card
+    assert "**Supervision**: a teacher's maps; all pairs are homographies" in card
     assert main([*command, "--teacher", str(out)]) == 1  # it would go on under another teacher
