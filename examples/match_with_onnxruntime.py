@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -17,7 +19,10 @@ from scipy.spatial import cKDTree
 
 
 def match(
-    session: onnxruntime.InferenceSession, features0: dict, features1: dict, min_score: float = 0.5
+    session: onnxruntime.InferenceSession,
+    features0: Mapping[str, Any],
+    features1: Mapping[str, Any],
+    min_score: float = 0.5,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Matches of two images.
 
@@ -76,7 +81,7 @@ def match(
     return pairs[kept], scores[kept]
 
 
-def appearance(descriptors: np.ndarray, config: dict) -> tuple[np.ndarray, np.ndarray]:
+def appearance(descriptors: np.ndarray, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """What keypoints look like, of unit length, and how reliable that is."""
     reliable = np.ones(len(descriptors), np.float32)
     if config["reliability"] and descriptors.shape[1] == config["dimensions"]:
@@ -88,10 +93,13 @@ def appearance(descriptors: np.ndarray, config: dict) -> tuple[np.ndarray, np.nd
 def place(keypoints: np.ndarray, image_size: np.ndarray) -> np.ndarray:
     """Pixels to -1..1 along the longer edge."""
     width, height = image_size
-    return (keypoints - np.array([width - 1, height - 1]) / 2) / (max(width, height) / 2)
+    placed: np.ndarray = (keypoints - np.array([width - 1, height - 1]) / 2) / (max(width, height) / 2)
+    return placed
 
 
-def against_rivals(similarity: np.ndarray, nearest: np.ndarray, own: np.ndarray, other: np.ndarray) -> tuple:
+def against_rivals(
+    similarity: np.ndarray, nearest: np.ndarray, own: np.ndarray, other: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Whether each candidate is the nearest of its keypoint, and by how much it beats the strongest rival."""
     best = nearest[own, 0] == other
     rival = np.where(best, nearest[own, min(1, nearest.shape[1] - 1)], nearest[own, 0])
@@ -117,7 +125,7 @@ def main() -> None:
 
     session = onnxruntime.InferenceSession(options.matcher, providers=["CPUExecutionProvider"])
     features = [dict(np.load(path)) for path in options.features]
-    indices, scores = match(session, *features)
+    indices, scores = match(session, features[0], features[1])
     if options.output:
         np.savez(options.output, indices=indices, scores=scores)
     print(f"{len(indices)} matches of {len(features[0]['keypoints'])} and {len(features[1]['keypoints'])} keypoints")

@@ -181,7 +181,7 @@ class _Block(nn.Module):
                     message = F.embedding(near.flatten(), anchors)
                     message = message.addmm_(edges.flatten(0, 1), self.of_edge.weight.T).relu_()
                     message = message.view(*near.shape, -1)
-                    heard += [message.amax(1), message.sum(1) / around.count[side, part]]
+                    heard += [message.amax(1), message.sum(1) / around.counts[side, part]]
             common = self._attend(self.ask(seen[part]), keys, values)
             merged: Tensor = x[part] + self.merge(torch.cat([seen[part], *heard, common], dim=1))
             return merged
@@ -191,7 +191,7 @@ class _Block(nn.Module):
         return torch.cat([look(slice(start, start + at_once)) for start in range(0, len(x), at_once)])
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(1, (self.heads, -1)).transpose(0, 1)[None] for t in (queries, keys, values))
+        q, k, v = (t.view(t.shape[0], self.heads, -1).transpose(0, 1)[None] for t in (queries, keys, values))
         attended: Tensor = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(-2)
         return attended
 
@@ -205,13 +205,13 @@ class _Around(NamedTuple):
     Attributes:
         anchors: (A,) which candidates are anchors.
         near: (2, C, K) the anchors nearest to a candidate in image 0 and in image 1; A where there is none.
-        count: (2, C, 1) how many there are, at least 1.
+        counts: (2, C, 1) how many there are, at least 1.
         edges: (2, C, K, 9) how they lie beside it.
     """
 
     anchors: Tensor
     near: Tensor
-    count: Tensor
+    counts: Tensor
     edges: Tensor
 
     @classmethod
@@ -219,8 +219,8 @@ class _Around(NamedTuple):
         present = candidates.present
         # Not len, which is no part of an exported graph.
         near = torch.where(present, candidates.near, candidates.anchors.shape[0])
-        count = present.sum(2, keepdim=True).clamp_min(1)
-        return cls(candidates.anchors, near, count, torch.stack([_edges(candidates, side) for side in (0, 1)]))
+        counts = present.sum(2, keepdim=True).clamp_min(1)
+        return cls(candidates.anchors, near, counts, torch.stack([_edges(candidates, side) for side in (0, 1)]))
 
 
 def _edges(candidates: Candidates, side: int) -> Tensor:
