@@ -17,6 +17,7 @@ COMMANDS = {
     "locate": "find points of one image in another",
     "register": "move an image onto another one that shows the same",
     "sfm": "reconstruct cameras and a sparse model from photographs, with COLMAP",
+    "localize": "find the poses of photographs in a COLMAP model",
     "demo": "look at two photographs in the browser",
     "eval": "measure descriptors on benchmarks",
     "bench": "measure time and memory beside peers",

@@ -60,16 +60,9 @@ def follow_files(photographs: Sequence[PosedImage], where: str) -> list[PosedIma
         if size is None or size == stated:
             followed.append(posed)
             continue
-        if not _in_proportion(stated, size):
-            raise ValueError(
-                f"{posed.path} has {size[0]} x {size[1]} pixels, but its camera in {where} is of {stated[0]} x "
-                f"{stated[1]}; expected the file that the camera was estimated from, or one resized as a whole. Was it "
-                "turned or cropped since?"
-            )
         key = id(posed.camera), size
         if key not in rescaled:
-            rescaled[key] = copy.deepcopy(posed.camera)
-            rescaled[key].rescale(*size)
+            rescaled[key] = rescale_camera(posed.camera, size, posed.path, where)
         changed.append(f"{posed.path.name} has {size[0]} x {size[1]} pixels, its camera {stated[0]} x {stated[1]}")
         followed.append(dataclasses.replace(posed, camera=rescaled[key]))
     if changed:
@@ -81,6 +74,30 @@ def follow_files(photographs: Sequence[PosedImage], where: str) -> list[PosedIma
             changed[0],
         )
     return followed
+
+
+def rescale_camera(camera: Any, size: tuple[int, int], path: Path, where: str) -> Any:
+    """The camera of a photograph that was resized as a whole.
+
+    Args:
+        camera: a ``pycolmap.Camera``.
+        size: width and height of the file.
+        path: the file, for messages.
+        where: where the camera was read, likewise.
+
+    Raises:
+        ValueError: the file was turned, cropped or stretched.
+    """
+    stated = camera.width, camera.height
+    if not _in_proportion(stated, size):
+        raise ValueError(
+            f"{path} has {size[0]} x {size[1]} pixels, but its camera in {where} is of {stated[0]} x "
+            f"{stated[1]}; expected the file that the camera was estimated from, or one resized as a whole. Was it "
+            "turned or cropped since?"
+        )
+    rescaled = copy.deepcopy(camera)
+    rescaled.rescale(*size)
+    return rescaled
 
 
 def _size_of_file(path: Path) -> tuple[int, int] | None:

@@ -189,6 +189,36 @@ class ColmapDatabase:
                 another shape or an index without a keypoint.
             TypeError: the indices are no integers.
         """
+        indices = self._checked(first, second, matches)
+        with self._writing():
+            self._database.write_matches(self._id(first), self._id(second), indices)
+
+    def write_verified(self, first: str, second: str, matches: Matches | npt.NDArray[Any]) -> None:
+        """Write the matches of a pair of which it is known that all are right, so that none need be verified.
+
+        Args:
+            first: as for :meth:`write_matches`, likewise the others.
+            second: likewise.
+            matches: likewise.
+
+        Raises:
+            ValueError, TypeError: see :meth:`write_matches`.
+        """
+        pycolmap = import_pycolmap()
+        indices = self._checked(first, second, matches)
+        geometry = pycolmap.TwoViewGeometry(
+            config=pycolmap.TwoViewGeometryConfiguration.CALIBRATED, inlier_matches=indices
+        )
+        ids = self._id(first), self._id(second)
+        with self._writing():
+            # First, as who has matches counts as done.
+            if self._database.exists_two_view_geometry(*ids):
+                self._database.delete_two_view_geometry(*ids)
+            self._database.write_two_view_geometry(*ids, geometry)
+            self._database.write_matches(*ids, indices)
+
+    def _checked(self, first: str, second: str, matches: Matches | npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+        """The (M, 2) indices of new matches."""
         if first == second:
             raise ValueError(f"first and second are both {first!r}; expected two images")
         if self.has_matches(first, second):
@@ -204,8 +234,7 @@ class ColmapDatabase:
             used = indices[:, column]
             if len(used) and (used.min() < 0 or used.max() >= count):
                 raise ValueError(f"matches have indices {used.min()} to {used.max()} in {name!r}, of {count} keypoints")
-        with self._writing():
-            self._database.write_matches(self._id(first), self._id(second), indices.astype(np.uint32))
+        return indices.astype(np.uint32)
 
     def verify(
         self, *, max_error: float = 4.0, threads: int = -1, cancellation: pycolmap.CancellationToken | None = None

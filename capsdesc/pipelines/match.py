@@ -15,11 +15,12 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from capsdesc.describe.orientation import Orientation, check_orientation
 from capsdesc.devices import usable_device
 from capsdesc.io.files import sweep
 from capsdesc.io.hloc import ScoredMatches, check_features, pair_name, read_features, read_names, write_matches
 from capsdesc.io.locks import sole_use
-from capsdesc.matching import match
+from capsdesc.matching import MAX_SHIFT, match
 from capsdesc.matching.rows import as_torch
 from capsdesc.types import Features, Matches, MatchMethod
 
@@ -27,6 +28,39 @@ logger = logging.getLogger(__name__)
 
 # Features of so many images are kept in memory, as lists of pairs come back to an image soon or not at all.
 _CACHED_IMAGES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchingConfig:
+    """How photographs are described and matched where structure comes of it.
+
+    Attributes:
+        max_keypoints: at most so many a photograph.
+        orientation: ``"any"`` for photographs that may be turned or zoomed at will; takes longer.
+        ratio: of the ratio test on matches, above 0; 1 keeps nearly all.
+        matcher: ``"nearest"`` or ``"context"``, as ``method`` of :func:`capsdesc.match`; the second has no ratio test.
+        max_shift: as for :func:`capsdesc.match`; None for no check, which makes smaller files of features.
+
+    Raises:
+        ValueError: an attribute is out of range.
+    """
+
+    max_keypoints: int = 4096
+    orientation: Orientation = "upright"
+    ratio: float = 0.8
+    matcher: MatchMethod = "nearest"
+    max_shift: float | None = MAX_SHIFT
+
+    def __post_init__(self) -> None:
+        check_orientation(self.orientation)
+        if self.max_keypoints < 1:
+            raise ValueError(f"max_keypoints is {self.max_keypoints}; expected a number, at least 1")
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio is {self.ratio}; expected a number above 0 and at most 1")
+        if self.matcher not in ("nearest", "context"):
+            raise ValueError(f"matcher is {self.matcher!r}; expected 'nearest' or 'context'")
+        if self.max_shift is not None and not self.max_shift > 0:
+            raise ValueError(f"max_shift is {self.max_shift}; expected a positive number of pixels, or None")
 
 
 class MatchedPair(NamedTuple):

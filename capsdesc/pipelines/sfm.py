@@ -15,13 +15,11 @@ from pathlib import Path
 import torch
 
 from capsdesc.describe.extractor import CAPSExtractor
-from capsdesc.describe.orientation import Orientation, check_orientation
 from capsdesc.io.colmap import import_pycolmap
 from capsdesc.io.database import ColmapDatabase, check_camera_model
 from capsdesc.io.locks import sole_use
 from capsdesc.io.npz import load_features
 from capsdesc.keypoints import Detector, SIFTDetector, default_detector
-from capsdesc.matching import MAX_SHIFT
 from capsdesc.pipelines.colmap import (
     Workspace,
     check_enough,
@@ -34,11 +32,10 @@ from capsdesc.pipelines.colmap import (
     reconstruct_models,
 )
 from capsdesc.pipelines.extract import extract_images, feature_settings
-from capsdesc.pipelines.match import match_listed
+from capsdesc.pipelines.match import MatchingConfig, match_listed
 from capsdesc.pipelines.retrieval import retrieved_pairs
 from capsdesc.pipelines.stores import NpzFolder
 from capsdesc.pipelines.summary import Reconstruction, Record
-from capsdesc.types import MatchMethod
 from capsdesc.weights import Weights, resolve
 
 logger = logging.getLogger(__name__)
@@ -51,7 +48,7 @@ _CACHED_IMAGES = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class SfmConfig:
+class SfmConfig(MatchingConfig):
     """How photographs are reconstructed.
 
     Attributes:
@@ -73,11 +70,6 @@ class SfmConfig:
         ImportError: pycolmap is not installed.
     """
 
-    max_keypoints: int = 4096
-    orientation: Orientation = "upright"
-    ratio: float = 0.8
-    matcher: MatchMethod = "nearest"
-    max_shift: float | None = MAX_SHIFT
     pairs: str = "exhaustive"
     overlap: int = 10
     neighbours: int = 20
@@ -85,17 +77,11 @@ class SfmConfig:
     single_camera: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_camera_model(self.camera_model)
         if self.pairs not in PAIRINGS:
             raise ValueError(f"pairs is {self.pairs!r}; expected one of {', '.join(PAIRINGS)}")
-        check_orientation(self.orientation)
-        if not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio is {self.ratio}; expected a number above 0 and at most 1")
-        if self.matcher not in ("nearest", "context"):
-            raise ValueError(f"matcher is {self.matcher!r}; expected 'nearest' or 'context'")
-        if self.max_shift is not None and not self.max_shift > 0:
-            raise ValueError(f"max_shift is {self.max_shift}; expected a positive number of pixels, or None")
-        for name in ("max_keypoints", "overlap", "neighbours"):
+        for name in ("overlap", "neighbours"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number, at least 1")
 
