@@ -39,9 +39,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Register ``localize`` among the subcommands of ``capsdesc``; its ``run`` takes the parsed arguments."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "localize",
-        description="Find the poses of photographs in a COLMAP model. The model's photographs are described and, unless "
-        "the model is of `capsdesc sfm` with the same settings, their matches triangulated with its poses; this is kept "
-        "for the next call. A query that cannot be read or localised is reported, and the exit code is 1.",
+        description="Find the poses of photographs in a COLMAP model. Its photographs are described and, unless the "
+        "model is of capsdesc sfm with the same settings, matched and triangulated with the poses that it has; this is "
+        "kept for the next call. A query that cannot be read or localised is reported, and the exit code is 1.",
     )
     parser.add_argument("model", type=Path, help="folder of a COLMAP model, or one with sparse/")
     parser.add_argument("queries", nargs="+", type=Path, help="image files, or folders that are searched for them")
@@ -194,7 +194,7 @@ def _write(
 
 
 def _table(done: Sequence[LocalizedQuery]) -> str:
-    """A line for each query that has a pose: name, inliers, keypoints with scene points, the photograph most are with."""
+    """A line for each query with a pose: name, inliers, keypoints with scene points, the most helpful photograph."""
     lines = []
     for query in done:
         if query.pose is None or isinstance(query.result, str) or query.result.best_view is None:

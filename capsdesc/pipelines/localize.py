@@ -1,4 +1,4 @@
-"""Visual localisation: the poses of photographs in a map, by matches with the photographs of the map that look alike."""
+"""Visual localisation: the poses of photographs in a map, by matches with those of the map that look like them."""
 
 from __future__ import annotations
 

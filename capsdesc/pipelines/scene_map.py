@@ -83,9 +83,8 @@ def open_map(
     """The map of a COLMAP model, made where it is not there yet.
 
     Writes ``folder/features``, ``folder/sparse``, a COLMAP model with the points that were triangulated, and
-    ``folder/map.json``. What an earlier call finished is not done again: features stay while they are asked for with the
-    same settings and weights, and points while the poses and the settings of matching are the same too. A model of
-    ``capsdesc sfm`` with the same settings has both already.
+    ``folder/map.json``. What an earlier call finished is not done again: features stay, and points while the poses and
+    the settings of matching are the same. A model of ``capsdesc sfm`` with the same settings has both already.
 
     Args:
         extractor: what detects and describes keypoints, such as :func:`capsdesc.pipelines.sfm.sfm_extractor` makes.
@@ -108,9 +107,10 @@ def open_map(
     photographs = {posed.path.relative_to(images).as_posix(): posed for posed in read_model(own, images)}
     settings = feature_settings(extractor, config.max_keypoints, config.orientation, config.max_shift is not None)
     _refuse_other_features(folder, settings)
-    sink = NpzFolder(images.parent / "features")
-    if not _holds(sink, photographs, settings):
-        sink = NpzFolder(folder / "features")
+    sinks = [NpzFolder(images.parent / "features"), NpzFolder(folder / "features")]
+    complete = [sink for sink in sinks if _holds(sink, photographs, settings)]
+    sink = (complete or sinks[-1:])[0]
+    if not complete:
         extraction = extract_images(
             extractor,
             {name: posed.path for name, posed in photographs.items()},
