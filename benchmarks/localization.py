@@ -1,9 +1,9 @@
 """Localises held-out photographs with several features, in the pipeline of `capsdesc localize`.
 
-Every n-th photograph of a scene is a query, and the others are the map, with the poses that they have: their features
-are matched and triangulated, and each query is matched with the photographs of the map that look most like it. Errors
-are those against the pose that the query has in the scene; positions in % of the map's spread, the root mean square
-distance of its cameras from their centre.
+Every n-th photograph of a scene is a query, and the others are the map, with the poses that they have. Its features are
+matched and triangulated, and each query is matched with the photographs of the map that look most like it. Errors are
+those against the pose that the query has in the scene; positions in % of the map's spread, the root mean square distance
+of its cameras from their centre.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder in which features and maps are kept")
     parser.add_argument("--methods", nargs="+", choices=(*OURS, *PEERS), default=["caps", "rootsift", "aliked"])
     parser.add_argument("--every", type=int, default=4, help="each n-th photograph is a query (%(default)s)")
+    parser.add_argument(
+        "--sparse", action="store_true", help="the other way round: those are the map, and all others queries"
+    )
     parser.add_argument("--folds", type=int, default=1, help="so many choices of queries, each with its map (1)")
     parser.add_argument("--max-keypoints", type=int, default=LocalizeConfig.max_keypoints, help="(%(default)s)")
     parser.add_argument("--ratio", type=float, help="of the ratio test (default: 0.8)")
@@ -72,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for scene in options.scenes:
         posed = read_scene(scene)
-        print(f"\n{scene.name}: {len(posed)} photographs, one in {options.every} a query\n")
+        of = "in the map" if options.sparse else "a query"
+        print(f"\n{scene.name}: {len(posed)} photographs, one in {options.every} {of}\n")
         print("| features | camera | localised | within 1 % and 1° | position | rotation | inliers | s a query |")
         print("|---" * 8 + "|")
         for method in options.methods:
@@ -80,9 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             answers: dict[bool, list[Answer]] = {True: [], False: []}
             for fold in range(options.folds):
                 start = (options.every // 2 + fold) % options.every
-                queries = dict(list(posed.items())[start :: options.every])
-                mapped = {name: photograph for name, photograph in posed.items() if name not in queries}
-                measure(contestant, mapped, queries, options.output / scene.name / method, fold, answers)
+                chosen = dict(list(posed.items())[start :: options.every])
+                others = {name: photograph for name, photograph in posed.items() if name not in chosen}
+                mapped, queries = (chosen, others) if options.sparse else (others, chosen)
+                folder = options.output / scene.name / method
+                kept = folder / f"map {options.every} {'sparse ' if options.sparse else ''}{start}"
+                measure(contestant, mapped, queries, folder / "features", kept, answers)
             for known, of_queries in answers.items():
                 print(f"| {method} | {'known' if known else 'unknown'} | {row(of_queries)} |", flush=True)
     return 0
@@ -134,12 +141,12 @@ def measure(
     contestant: Contestant,
     mapped: Mapping[str, PosedImage],
     queries: Mapping[str, PosedImage],
-    folder: Path,
-    fold: int,
+    features: Path,
+    kept: Path,
     answers: Mapping[bool, list[Answer]],
 ) -> None:
     """Add the answers with known and with unknown cameras."""
-    sink = NpzFolder(folder / "features")
+    sink = NpzFolder(features)
     missing = [name for name in (*mapped, *queries) if not sink.path(name).exists()]
     for name in tqdm(missing, desc="features", disable=None):
         found = contestant.extract((mapped | queries)[name].path)
@@ -149,9 +156,7 @@ def measure(
         return load_features(sink.path(name))
 
     config = contestant.config
-    scene = make_map(
-        mapped, load, folder / f"map {fold}", config, settings=contestant.settings, device="cpu", progress=True
-    )
+    scene = make_map(mapped, load, kept, config, settings=contestant.settings, device="cpu", progress=True)
     centres = np.array([-posed.R.T @ posed.t for posed in mapped.values()])
     spread = float(np.sqrt(((centres - centres.mean(axis=0)) ** 2).sum(axis=1).mean()))
     for name, true in tqdm(queries.items(), desc="queries", disable=None):

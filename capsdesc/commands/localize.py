@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from capsdesc.commands.options import (
@@ -33,6 +34,9 @@ from capsdesc.pipelines.sfm import sfm_extractor
 from capsdesc.visualization import draw_matches
 
 logger = logging.getLogger(__name__)
+
+# Of more matches nothing would be seen in a picture.
+_DRAWN = 150
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -163,7 +167,8 @@ def _draw(query: LocalizedQuery, scene: SceneMap, folder: Path) -> None:
     if query.pose is None or isinstance(query.result, str) or query.result.best_view is None:
         return
     found, view = query.result.found, query.result.best_view
-    shown = query.result.inliers & (found.views == view)
+    inliers = np.flatnonzero(query.result.inliers & (found.views == view))
+    shown = np.random.default_rng(0).permutation(inliers)[:_DRAWN]
     picture = draw_matches(
         query.path, scene.photographs[found.names[view]].path, found.pixels[shown], found.map_pixels[shown]
     )
