@@ -2,8 +2,8 @@
 
 Every n-th photograph of a scene is a query, and the others are the map, with the poses that they have. Its features are
 matched and triangulated, and each query is matched with the photographs of the map that look most like it. Errors are
-those against the pose that the query has in the scene; positions in % of the map's spread, the root mean square distance
-of its cameras from their centre.
+those against the pose that the query has in the scene; positions in % of the map's spread, the root mean square
+distance of its cameras from their centre.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from capsdesc.io.colmap import find_model, read_model
 from capsdesc.io.database import pinhole_camera
 from capsdesc.io.npz import load_features
 from capsdesc.pipelines.extract import feature_settings
-from capsdesc.pipelines.localize import LocalizeConfig, find_correspondences, guess_camera, localize
+from capsdesc.pipelines.localize import CameraOrigin, LocalizeConfig, find_correspondences, guess_camera, localize
 from capsdesc.pipelines.scene_map import find_photographs_of, make_map
 from capsdesc.pipelines.sfm import sfm_extractor
 from capsdesc.pipelines.stores import NpzFolder
@@ -163,8 +163,8 @@ def measure(
         start = time.perf_counter()
         correspondences = find_correspondences(load(name), scene, config, "cpu")
         for known, of_queries in answers.items():
-            camera, origin = (true.camera, "given") if known else guess_camera(true.path)
-            result = localize(correspondences, scene, camera, origin, config)
+            camera: tuple[Any, CameraOrigin] = (true.camera, "given") if known else guess_camera(true.path)
+            result = localize(correspondences, scene, *camera, config)
             position = rotation = float("inf")
             if result.R is not None and result.t is not None:
                 position = 100 * float(np.linalg.norm(result.R.T @ result.t - true.R.T @ true.t)) / spread

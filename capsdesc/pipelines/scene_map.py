@@ -172,12 +172,12 @@ def make_map(
         with sole_use(folder, is_folder=True):
             _refuse_other_features(folder, settings)
             _begin(folder, recipe)
-            with_points = None if own is None or not _is_of(own, photographs, load) else own
-            if with_points is None:
+            serves = own is not None and _is_of(own, photographs, load)
+            if not serves:
                 triangulate(photographs, load, folder, config, device=device, progress=progress)
-            _write_record(folder, {**recipe, "triangulated": with_points is None})
-    is_triangulated = own is None or _read_record(folder)["triangulated"]
-    point_ids, points = _points_of_keypoints(folder / "sparse" if is_triangulated else own, photographs)
+            _write_record(folder, {**recipe, "triangulated": not serves})
+    with_points = folder / "sparse" if own is None or _read_record(folder)["triangulated"] else own
+    point_ids, points = _points_of_keypoints(with_points, photographs)
     index = _kept_index(folder / "retrieval.npz", list(photographs), load, progress)
     return SceneMap(photographs, point_ids, points, index, load)
 

@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 from test_sfm import Stopping
 
 from capsdesc.commands.main import main
+from capsdesc.images import read_image
 from capsdesc.io.localization import read_query_cameras, write_poses
 from capsdesc.pipelines.localize import LocalizeConfig, guess_camera
 from capsdesc.pipelines.scene_map import open_map
@@ -69,7 +70,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder / "sparse" / "0")
     queries = folder / "queries"
     render(queries / "day" / "query.png", QUERY)
-    picture = cv2.imread(str(queries / "day" / "query.png"))
+    picture = read_image(queries / "day" / "query.png")[..., ::-1]
     cv2.imwrite(str(queries / "half.png"), cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
     cv2.imwrite(str(queries / "of something else.png"), np.random.default_rng(0).integers(0, 256, (240, 320), np.uint8))
     cv2.imwrite(str(queries / "cropped.png"), picture[:100])
@@ -146,9 +147,9 @@ def test_the_summary_tells_what_became_of_each(localized: Path) -> None:
 
 def test_the_picture_shows_inliers_on_both_photographs(localized: Path, scene: Path) -> None:
     assert sorted(path.name for path in (localized / "matches").rglob("*.jpg")) == ["half.png.jpg", "query.png.jpg"]
-    picture = cv2.imread(str(localized / "matches" / "day" / "query.png.jpg"))
+    picture = read_image(localized / "matches" / "day" / "query.png.jpg")
     assert picture.shape == (HEIGHT, 2 * WIDTH + 8, 3)
-    query = cv2.imread(str(scene / "queries" / "day" / "query.png"))
+    query = read_image(scene / "queries" / "day" / "query.png")
     drawn = np.abs(picture[:, :WIDTH].astype(int) - query).max(axis=2) > 60
     assert 0.02 < drawn.mean() < 0.7
 
