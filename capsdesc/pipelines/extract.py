@@ -205,7 +205,7 @@ def _joined(parts: Iterable[Mapping[str, _Image]]) -> dict[str, _Image]:
     for part in parts:
         for name in sorted(images.keys() & part.keys()):
             first, second = (image.video if isinstance(image, Frame) else image for image in (images[name], part[name]))
-            raise ValueError(f"{first} and {second} would both be written as {name}; extract them apart")
+            raise ValueError(f"{first} and {second} would both be called {name}; give them apart")
         images.update(part)
     return images
 

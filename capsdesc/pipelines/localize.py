@@ -29,6 +29,9 @@ CameraOrigin = Literal["given", "exif", "unknown"]
 _FOCAL_PRIOR = 1.2
 # RANSAC does not give up before it would have found so few inliers.
 _MIN_INLIER_RATIO = 0.01
+# What COLMAP's mapper takes for a camera: focal lengths in units of the longer edge, and distortion.
+_FOCAL_RATIOS = (0.1, 10.0)
+_MAX_DISTORTION = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +218,8 @@ def _estimate(
         pycolmap.AbsolutePoseEstimationOptions(estimate_focal_length=search_focal, ransac=ransac),
         pycolmap.AbsolutePoseRefinementOptions(refine_focal_length=origin != "given"),
     )
-    if found is None:
+    # Few wrong matches agree best through a lens that no camera has.
+    if found is None or (origin != "given" and refined.has_bogus_params(*_FOCAL_RATIOS, _MAX_DISTORTION)):
         return np.zeros(len(pixels), dtype=bool), None, copy.deepcopy(camera)
     return np.asarray(found["inlier_mask"], dtype=bool), found["cam_from_world"], refined
 

@@ -571,7 +571,7 @@ def test_extract_refuses_two_images_of_one_name(
         fails(
             capsys,
             ["extract", *map(str, images), "-o", str(output), *network],
-            r"would both be written as a\.png",
+            r"would both be called a\.png",
         )
     assert not output.exists()
 
