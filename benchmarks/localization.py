@@ -149,7 +149,7 @@ def measure(
     sink = NpzFolder(features)
     missing = [name for name in (*mapped, *queries) if not sink.path(name).exists()]
     for name in tqdm(missing, desc="features", disable=None):
-        found = contestant.extract((mapped | queries)[name].path)
+        found = contestant.extract({**mapped, **queries}[name].path)
         sink.write(name, found, json.dumps(contestant.settings))
 
     def load(name: str) -> Features:
