@@ -90,6 +90,31 @@ def test_matches_are_kept_in_the_order_of_ids(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored, indices[:, ::-1] if first == ids["a"] else indices)
 
 
+def test_verified_matches_are_inliers_as_they_are(tmp_path: Path) -> None:
+    """As after a run that was killed between the two tables, too."""
+    path = tmp_path / "database.db"
+    indices = np.array([[0, 2], [1, 1], [2, 0]])
+    with with_images(path, ["a", "b"]) as database:
+        for name in ("a", "b"):
+            database.write_keypoints(name, np.zeros((3, 2)))
+        database.write_verified("b", "a", indices)
+        with pytest.raises(ValueError, match="have matches"):
+            database.write_verified("a", "b", indices)
+    with sqlite3.connect(path) as opened:
+        opened.execute("DELETE FROM matches")
+    with ColmapDatabase(path) as database:
+        assert not database.has_matches("a", "b")
+        database.write_verified("b", "a", indices[:2])
+    ids = image_ids(path)
+    first, second = sorted((ids["a"], ids["b"]))
+    expected = indices[:2, ::-1] if first == ids["a"] else indices[:2]
+    for table in ("matches", "two_view_geometries"):
+        np.testing.assert_array_equal(
+            blob(path, table, "pair_id", MAX_IMAGES * first + second, np.uint32), expected, err_msg=table
+        )
+    assert rows(path, "SELECT config FROM two_view_geometries") == [(2,)]  # calibrated
+
+
 def test_verification_finds_the_epipolar_geometry(tmp_path: Path) -> None:
     path = tmp_path / "database.db"
     rng = np.random.default_rng(3)
