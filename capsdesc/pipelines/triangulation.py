@@ -83,6 +83,8 @@ def triangulate(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     options = pycolmap.IncrementalPipelineOptions(random_seed=0)
+    # Poses are known: two photographs make a point, and small maps have few that three see.
+    options.triangulation.ignore_two_view_tracks = False
     model = pycolmap.triangulate_points(
         _posed_model(path, photographs), path, folder, partial, clear_points=True, options=options
     )

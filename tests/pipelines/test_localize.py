@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,14 @@ def render(path: Path, k: int) -> None:
     assert cv2.imwrite(str(path), photograph(*POSES[k], rays)[0])
 
 
-def write_model(folder: Path, shift: float = 0) -> None:
+def write_model(folder: Path, shift: float = 0, mapped: Sequence[int] = MAPPED) -> None:
     """The cameras of the map as COLMAP writes them, without scene points; shifted as a whole along x."""
     model = pycolmap.Reconstruction()
     parameters = [FOCAL, FOCAL, WIDTH / 2, HEIGHT / 2]
     model.add_camera_with_trivial_rig(
         pycolmap.Camera(camera_id=1, model="PINHOLE", width=WIDTH, height=HEIGHT, params=parameters)
     )
-    for k in MAPPED:
+    for k in mapped:
         R, t = POSES[k]
         pose = pycolmap.Rigid3d(np.column_stack([R, t - R @ [shift, 0, 0]]))
         model.add_image_with_trivial_frame(pycolmap.Image(name=f"a walk/{k}.png", camera_id=1, image_id=k + 1), pose)
@@ -193,6 +194,23 @@ def test_the_map_follows_the_model_and_keeps_its_features(localized: Path, scene
     angle, distance = errors(*read_poses(tmp_path / "out" / "poses.txt")["half.png"], (R, t - R @ [5, 0, 0]))
     assert angle < 0.4
     assert distance < 0.04
+
+
+def test_two_photographs_make_a_map(localized: Path, scene: Path, tmp_path: Path) -> None:
+    write_model(tmp_path / "model", mapped=(QUERY - 2, QUERY + 2))
+    (tmp_path / "list.txt").write_text(f"query.png {LINE}\n")
+    folders = [
+        "--images",
+        str(scene / "images"),
+        "--intrinsics",
+        str(tmp_path / "list.txt"),
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    assert main(["localize", str(tmp_path / "model"), str(scene / "queries" / "day"), *folders, *OPTIONS]) == 0
+    angle, distance = errors(*read_poses(tmp_path / "out" / "poses.txt")["query.png"])
+    assert angle < 0.2
+    assert distance < 0.02
 
 
 def test_other_features_are_refused(
