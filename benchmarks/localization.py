@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--folds", type=int, default=1, help="so many choices of queries, each with its map (1)")
     parser.add_argument("--max-keypoints", type=int, default=LocalizeConfig.max_keypoints, help="(%(default)s)")
-    parser.add_argument("--ratio", type=float, help="of the ratio test (default: 0.8)")
+    parser.add_argument("--ratio", type=float, default=LocalizeConfig.ratio, help="of the ratio test (%(default)s)")
     parser.add_argument("--neighbours", type=int, default=LocalizeConfig.neighbours, help="(%(default)s)")
     parser.add_argument("--threshold", type=float, default=LocalizeConfig.threshold, help="in pixels (%(default)s)")
     options = parser.parse_args(arguments)
@@ -114,7 +114,7 @@ def get_contestant(method: str, options: argparse.Namespace) -> Contestant:
     """The features of a method; ours as `capsdesc localize` has them."""
     config = LocalizeConfig(
         max_keypoints=options.max_keypoints,
-        ratio=LocalizeConfig.ratio if options.ratio is None else options.ratio,
+        ratio=options.ratio,
         matcher="context" if method == "caps-context" else "nearest",
         max_shift=LocalizeConfig.max_shift if method in OURS else None,
         neighbours=options.neighbours,

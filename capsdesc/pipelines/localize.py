@@ -41,7 +41,7 @@ class LocalizeConfig(MatchingConfig):
     Attributes:
         max_keypoints: as for :class:`capsdesc.pipelines.sfm.SfmConfig`, likewise the following; the map has the same.
         orientation: likewise.
-        ratio: likewise.
+        ratio: likewise. It is higher than there: with poses that are known, wrong matches are found out more surely.
         matcher: likewise.
         max_shift: likewise.
         neighbours: with how many photographs of the map a query is matched, those that look most like it as a whole.
@@ -52,6 +52,7 @@ class LocalizeConfig(MatchingConfig):
         ValueError: an attribute is out of range.
     """
 
+    ratio: float = 0.9
     neighbours: int = 10
     threshold: float = 8.0
     min_inliers: int = 15
