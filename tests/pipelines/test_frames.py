@@ -100,7 +100,7 @@ def test_videos_whose_frames_have_one_name_are_refused(
     other = write_video(tmp_path / "other.avi", [np.zeros((40, 60, 3), np.uint8)])
     assert main(["extract", str(video), str(other), "-o", str(tmp_path / "features"), *network]) == 1
     assert "walk.avi and" in (error := capsys.readouterr().err)
-    assert "would both be written as frame_000000" in error
+    assert "would both be called frame_000000" in error
     assert main(["extract", str(video), "--engine", "ray", "-o", str(tmp_path / "features"), *network]) == 1
     assert "videos need engine 'local'" in capsys.readouterr().err
 
