@@ -76,24 +76,39 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     add_shared_detector_option(parser, SHARED_DETECTORS)
     add_max_keypoints_option(parser)
     parser.add_argument("--max-edge", type=positive, default=1024, metavar="PX", help="shrink to (%(default)s)")
+    parser.add_argument(
+        "--edge", choices=("longer", "shorter"), default="longer", help="which edge that is (default: %(default)s)"
+    )
     add_ratio_option(parser)
     add_max_shift_option(parser, more="; of checked methods")
     parser.add_argument(
         "--estimator",
-        choices=("opencv", "poselib", "paper"),
+        choices=("opencv", "poselib", "paper", "fundamental"),
         default="opencv",
-        help="of poses; paper is the protocol of the CAPS paper (default: %(default)s)",
+        help="of geometry; of poses also paper, the protocol of the CAPS paper, and fundamental, that of the Image "
+        "Matching Challenge: without intrinsics (default: %(default)s)",
     )
-    parser.add_argument("--threshold", type=float, default=1.0, metavar="PX", help="of poses (default: %(default)s)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=1.0,
+        metavar="PX",
+        help="of poses and fundamental matrices (default: %(default)s)",
+    )
     parser.add_argument(
         "--homography-threshold", type=float, default=3.0, metavar="PX", help="of homographies (default: %(default)s)"
     )
     add_seed_option(parser, "estimators, --max-pairs and homographies")
     parser.add_argument("--max-pairs", type=positive, metavar="N", help="draw N pairs of every benchmark")
     parser.add_argument(
-        "--min-overlap", type=float, default=0.1, metavar="SHARE", help="of colmap pairs: shared points (%(default)s)"
+        "--min-overlap", type=float, default=0.1, metavar="SHARE", help="of colmap and imc pairs (%(default)s)"
     )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="of pairs and colmap: where the images are")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="of pairs, colmap, megadepth and scannet: where the images are",
+    )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="features (default: OUT/features)")
     add_device_option(parser)
     parser.add_argument("--plot", action="store_true", help="draw curves, with matplotlib")
@@ -125,6 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = Settings(
         max_keypoints=arguments.max_keypoints,
         max_edge=arguments.max_edge,
+        edge=arguments.edge,
         ratio=arguments.ratio,
         max_shift=arguments.max_shift,
         estimator=arguments.estimator,
@@ -154,6 +170,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.cache or arguments.output / "features",
         max_keypoints=settings.max_keypoints,
         max_edge=settings.max_edge,
+        edge=settings.edge,
         detector=get_shared_detector(
             arguments.detector, weights=next(iter(arguments.weights or ()), None), device=arguments.device
         ),

@@ -62,16 +62,24 @@ class FeatureStore:
     Args:
         folder: where the files are; made when first needed.
         max_keypoints: the budget of every view.
-        max_edge: images whose longer edge is above are shrunk to it beforehand.
+        max_edge: images whose edge is above are shrunk to it beforehand.
+        edge: which edge, the ``"longer"`` or the ``"shorter"``.
         detector: finds the keypoints that methods share, see :func:`~capsdesc.evaluation.methods.get_shared_detector`.
     """
 
     def __init__(
-        self, folder: Path, *, max_keypoints: int, max_edge: int, detector: Detector = SHARED_DETECTOR
+        self,
+        folder: Path,
+        *,
+        max_keypoints: int,
+        max_edge: int,
+        edge: str = "longer",
+        detector: Detector = SHARED_DETECTOR,
     ) -> None:
         self.folder = folder
         self.max_keypoints = max_keypoints
         self.max_edge = max_edge
+        self.edge = edge
         self.detector = detector
 
     def export(self, views: Iterable[BenchmarkImage], method: Method, keypoints: str) -> None:
@@ -89,7 +97,7 @@ class FeatureStore:
         for view in tqdm(missing, desc=f"{method.name}, {keypoints} keypoints", unit="image", disable=None):
             image = view.read()
             file_size = (image.shape[1], image.shape[0])
-            image = shrink(image, self.max_edge)
+            image = shrink(image, self._longer_edge(*file_size))
             upright = np.ascontiguousarray(np.rot90(image, view.turns))
             points, arrays = self._extract(method, upright, keypoints)
             path = self._path(view, method, keypoints)
@@ -103,6 +111,12 @@ class FeatureStore:
                     file_size=file_size,
                     settings=json.dumps(self._settings(method, keypoints)),
                 )
+
+    def _longer_edge(self, width: int, height: int) -> int:
+        """What the longer edge may be of an image of this size."""
+        if self.edge == "longer":
+            return self.max_edge
+        return round(self.max_edge * max(width, height) / min(width, height))
 
     def _extract(
         self, method: Method, image: UInt8Array, keypoints: str
@@ -163,6 +177,8 @@ class FeatureStore:
             "capsdesc": installed_version("capsdesc"),
             "max_keypoints": self.max_keypoints,
             "max_edge": self.max_edge,
+            # Features of before go on to count.
+            **({} if self.edge == "longer" else {"edge": self.edge}),
         }
 
 

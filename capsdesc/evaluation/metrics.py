@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy.integrate import trapezoid
 from scipy.spatial import KDTree
 
-from capsdesc.geometry import project_homography
+from capsdesc.geometry import epipolar_distance, project_homography
 from capsdesc.types import Float64Array
 
 
@@ -61,6 +61,46 @@ def error_auc(errors: npt.ArrayLike, thresholds: Sequence[float]) -> Float64Arra
         below = int(np.searchsorted(x, limit))
         areas[i] = trapezoid(np.append(recall[:below], recall[below - 1]), np.append(x[:below], limit)) / limit
     return areas
+
+
+def mean_average_accuracy(*limited: tuple[npt.ArrayLike, Sequence[float]]) -> float:
+    """The share of pairs whose errors are all within their limits, averaged over the limits: the mAA.
+
+    Of rotation and translation in degrees, both within 1, 2, .. 10, it is the mAA(10 degrees) of the Image Matching
+    Challenge (Jin et al., IJCV 2021, section 3.2).
+
+    Args:
+        limited: (N,) errors of one kind, NaN and infinity being failures, with T limits; the first limits of all kinds
+            go together, then the second ones.
+
+    Returns:
+        0..1; 0 when there are no errors.
+
+    Raises:
+        ValueError: as :func:`accuracy`, or N or T are not the same of all kinds.
+    """
+    kinds = [(_checked_errors(errors), _checked_thresholds(limits)) for errors, limits in limited]
+    if len({errors.shape for errors, _ in kinds}) != 1 or len({limits.shape for _, limits in kinds}) != 1:
+        shapes = [(errors.shape, limits.shape) for errors, limits in kinds]
+        raise ValueError(f"errors and limits have shapes {shapes}; expected as many of every kind")
+    within = np.logical_and.reduce([errors[:, None] <= limits for errors, limits in kinds])
+    return float(within.mean()) if within.size else 0.0
+
+
+def symmetric_epipolar_distance(points0: npt.ArrayLike, points1: npt.ArrayLike, F: npt.ArrayLike) -> Float64Array:
+    """The root of the sum of both squared distances from the epipolar lines (Hartley & Zisserman, eq. 11.10).
+
+    Args:
+        points0: (N, 2) pixels of image 0.
+        points1: (N, 2) pixels of image 1.
+        F: (3, 3), x1^T F x0 = 0.
+
+    Returns:
+        (N,) pixels.
+    """
+    first, second, F = (np.asarray(values, dtype=np.float64) for values in (points0, points1, F))
+    distances = np.hypot(epipolar_distance(first, second, F), epipolar_distance(second, first, F.T))
+    return np.asarray(distances, dtype=np.float64)
 
 
 def repeatability(

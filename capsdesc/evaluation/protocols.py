@@ -1,9 +1,9 @@
-"""What is measured on a pair and how pairs are summed up: homography sequences and relative pose."""
+"""How pairs are matched, how geometry is estimated and what is measured: homographies, poses, epipolar geometry."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import cv2
@@ -11,11 +11,22 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from capsdesc.evaluation.datasets import Benchmark, Camera, HomographyPair, PosePair
+from capsdesc.evaluation.datasets import Benchmark, Camera, CorrespondencePair, HomographyPair, PosePair
 from capsdesc.evaluation.features import FeatureStore, ViewFeatures
 from capsdesc.evaluation.methods import Method, PairMatcher
-from capsdesc.evaluation.metrics import accuracy, error_auc, pose_error, repeatability
+from capsdesc.evaluation.metrics import accuracy, repeatability, symmetric_epipolar_distance
+from capsdesc.evaluation.rows import (
+    EPIPOLAR_THRESHOLDS,
+    MATCHING_THRESHOLDS,
+    REPEATABILITY_THRESHOLDS,
+    EpipolarRow,
+    HomographyRow,
+    PoseRow,
+    Row,
+    summarize,
+)
 from capsdesc.geometry import (
+    estimate_fundamental,
     estimate_homography,
     estimate_pose,
     homography_corner_error,
@@ -28,13 +39,11 @@ from capsdesc.types import Float64Array, Matches
 
 Backend = Literal["opencv", "poselib"]
 
-ESTIMATORS = ("opencv", "poselib", "paper")
-MATCHING_THRESHOLDS = tuple(range(1, 11))  # pixels
-REPEATABILITY_THRESHOLDS = (1, 3)  # pixels
-CORNER_THRESHOLDS = (1, 3, 5)  # pixels
-POSE_THRESHOLDS = (5, 10, 20)  # degrees
-ANGLE_THRESHOLDS = (5, 10)  # degrees, of the paper's table
+ESTIMATORS = ("opencv", "poselib", "paper", "fundamental")
+EDGES = ("longer", "shorter")
 TURNED_SEQUENCES = frozenset({"bark", "boat"})  # of Oxford: their images are turned and zoomed against each other
+# Whose groups are scenes, of which the challenge averages.
+AVERAGED_OVER_GROUPS = frozenset({"imc2021", "imc2022"})
 FEWEST_MATCHES = 50  # the paper's protocol falls back on the best nearest neighbours below that
 
 
@@ -44,22 +53,25 @@ class Settings:
 
     Attributes:
         max_keypoints: the budget of an image.
-        max_edge: the longer edge images are shrunk to; all pixels below are pixels after that.
+        max_edge: the edge images are shrunk to; all pixels below are pixels after that.
+        edge: which edge that is, the ``"longer"`` or the ``"shorter"``.
         ratio: of a ratio test on the mutual nearest neighbours; None for no test.
         max_shift: of the check of matches by derivatives, in pixels, for methods that have them.
-        estimator: ``"opencv"`` or ``"poselib"`` (:func:`capsdesc.estimate_pose`), or ``"paper"``: the protocol of
-            the CAPS paper for poses, with homographies by OpenCV.
-        threshold: inlier threshold of poses, in pixels.
+        estimator: ``"opencv"`` or ``"poselib"`` (:func:`capsdesc.estimate_pose`); for poses also ``"paper"``, the
+            protocol of the CAPS paper, and ``"fundamental"``, that of the Image Matching Challenge, where intrinsics
+            are applied to a fundamental matrix that was estimated without, with all else by OpenCV.
+        threshold: inlier threshold of poses and fundamental matrices, in pixels.
         homography_threshold: inlier threshold of homographies, in pixels.
         seed: of the estimators.
         detector: whose keypoints the shared ones are.
 
     Raises:
-        ValueError: the estimator is unknown.
+        ValueError: the estimator or the edge is unknown.
     """
 
     max_keypoints: int = 2048
     max_edge: int = 1024
+    edge: str = "longer"
     ratio: float | None = None
     max_shift: float = MAX_SHIFT
     estimator: str = "opencv"
@@ -71,72 +83,25 @@ class Settings:
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
             raise ValueError(f"estimator is {self.estimator!r}; expected one of {', '.join(ESTIMATORS)}")
+        if self.edge not in EDGES:
+            raise ValueError(f"edge is {self.edge!r}; expected one of {', '.join(EDGES)}")
 
     @property
     def backend(self) -> Backend:
         """The library that estimates homographies, and poses unless the paper's protocol does."""
         return "poselib" if self.estimator == "poselib" else "opencv"
 
-    def describe(self, pose: bool) -> str:
-        """The estimator in words, for reports."""
-        if pose and self.estimator == "paper":
-            name, threshold = "OpenCV RANSAC with the mean intrinsics (paper)", self.threshold
-        else:
-            name, threshold = self.backend, self.threshold if pose else self.homography_threshold
+    def describe(self, row: type[Row]) -> str:
+        """The estimator of what such rows tell, in words, for reports."""
+        name: str = self.backend
+        threshold = self.threshold
+        if row is HomographyRow:
+            threshold = self.homography_threshold
+        elif row is EpipolarRow or self.estimator == "fundamental":
+            name = f"fundamental matrix by {self.backend}"
+        elif self.estimator == "paper":
+            name = "OpenCV RANSAC with the mean intrinsics (paper)"
         return f"{name}, {threshold:g} px, seed {self.seed}"
-
-
-@dataclasses.dataclass(frozen=True)
-class HomographyRow:
-    """What was measured on a :class:`HomographyPair`.
-
-    Attributes:
-        pair: its name.
-        group: its group.
-        keypoints0: number of keypoints in image 0.
-        keypoints1: number of keypoints in image 1.
-        matches: number of matches.
-        repeatability: share of keypoints that are found again in the other image within 1 and 3 px.
-        matching_accuracy: share of matches within 1, 2, .. 10 px.
-        corner_error: mean distance of the corners of image 0 under the estimated and the true homography, px.
-    """
-
-    pair: str
-    group: str
-    keypoints0: int
-    keypoints1: int
-    matches: int
-    repeatability: tuple[float, ...]
-    matching_accuracy: tuple[float, ...]
-    corner_error: float
-
-
-@dataclasses.dataclass(frozen=True)
-class PoseRow:
-    """What was measured on a :class:`PosePair`.
-
-    Attributes:
-        pair: its name.
-        group: its difficulty.
-        keypoints0: number of keypoints in image 0.
-        keypoints1: number of keypoints in image 1.
-        matches: number of matches.
-        inliers: those that agree with the estimated pose.
-        rotation_error: angle of the estimated against the true rotation, degrees.
-        translation_error: angle between the directions of translation, sign disregarded, degrees.
-    """
-
-    pair: str
-    group: str
-    keypoints0: int
-    keypoints1: int
-    matches: int
-    inliers: int
-    rotation_error: float
-    translation_error: float
-
-
-Row = HomographyRow | PoseRow
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,6 +153,8 @@ def evaluate(benchmark: Benchmark, method: Method, keypoints: str, store: Featur
         )
         if isinstance(pair, HomographyPair):
             rows.append(evaluate_homography(pair, features0, features1, matches, settings))
+        elif isinstance(pair, CorrespondencePair):
+            rows.append(evaluate_epipolar(pair, features0, features1, matches, settings))
         else:
             rows.append(evaluate_pose(pair, features0, features1, matches, settings))
     groups = {"all": rows}
@@ -195,6 +162,12 @@ def evaluate(benchmark: Benchmark, method: Method, keypoints: str, store: Featur
         groups["upright"] = [row for row in rows if row.group not in TURNED_SEQUENCES]
     for row in rows:
         groups.setdefault(row.group, []).append(row)
+    summary = {name: summarize(members) for name, members in groups.items()}
+    if benchmark.kind in AVERAGED_OVER_GROUPS:
+        scenes = [figures for name, figures in summary.items() if name != "all"]
+        for name in ("maa", "maa@5", "maa@10"):
+            if name in summary["all"]:
+                summary["all"][name] = float(np.mean([figures[name] for figures in scenes]))
     return Result(
         benchmark=benchmark.name,
         kind=benchmark.kind,
@@ -203,7 +176,7 @@ def evaluate(benchmark: Benchmark, method: Method, keypoints: str, store: Featur
         method_settings=dict(method.settings),
         keypoints=keypoints,
         settings=settings,
-        summary={name: summarize(members) for name, members in groups.items()},
+        summary=summary,
         rows=tuple(rows),
     )
 
@@ -252,7 +225,8 @@ def evaluate_pose(
         _undistorted(features0, pair.camera0), _undistorted(features1, pair.camera1), matches
     )
     K0, K1 = features0.scaling @ pair.camera0.K, features1.scaling @ pair.camera1.K
-    estimate = (_estimate_paper if paper else _estimate)(points0, points1, K0, K1, settings)
+    estimators = {"paper": _estimate_paper, "fundamental": _estimate_uncalibrated}
+    estimate = estimators.get(settings.estimator, _estimate)(points0, points1, K0, K1, settings)
     if estimate is None:
         rotation = translation = float("inf")
     else:
@@ -267,41 +241,32 @@ def evaluate_pose(
         inliers=0 if estimate is None else estimate.inliers,
         rotation_error=rotation,
         translation_error=translation,
+        baseline=float(np.linalg.norm(pair.t)) if pair.metric else None,
     )
 
 
-def summarize(rows: Sequence[Row]) -> dict[str, float]:
-    """The figures of a benchmark, from its rows.
-
-    Both kinds: ``pairs``, ``keypoints`` (mean of both images) and ``matches``. Homographies: ``rep@1/3``, the share
-    of keypoints that are found again, ``mma@1..10``, ``accuracy@1/3/5`` and ``auc@1/3/5`` of the corner error in px.
-    Poses: ``inliers``, ``auc@5/10/20`` of the larger angle in degrees, and the paper's ``rotation@5/10`` and
-    ``translation@5/10``: shares of pairs within these degrees.
-    """
-    summary = {
-        "pairs": float(len(rows)),
-        "keypoints": float(np.mean([(row.keypoints0 + row.keypoints1) / 2 for row in rows])),
-        "matches": float(np.mean([row.matches for row in rows])),
-    }
-
-    def add(name: str, thresholds: Sequence[int], values: npt.ArrayLike) -> None:
-        summary.update({f"{name}@{t}": float(v) for t, v in zip(thresholds, np.asarray(values), strict=True)})
-
-    homographies = [row for row in rows if isinstance(row, HomographyRow)]
-    if homographies:
-        errors = [row.corner_error for row in homographies]
-        add("rep", REPEATABILITY_THRESHOLDS, np.mean([row.repeatability for row in homographies], axis=0))
-        add("mma", MATCHING_THRESHOLDS, np.mean([row.matching_accuracy for row in homographies], axis=0))
-        add("accuracy", CORNER_THRESHOLDS, accuracy(errors, CORNER_THRESHOLDS))
-        add("auc", CORNER_THRESHOLDS, error_auc(errors, CORNER_THRESHOLDS))
-    poses = [row for row in rows if isinstance(row, PoseRow)]
-    if poses:
-        summary["inliers"] = float(np.mean([row.inliers for row in poses]))
-        errors = [pose_error(row.rotation_error, row.translation_error) for row in poses]
-        add("auc", POSE_THRESHOLDS, error_auc(errors, POSE_THRESHOLDS))
-        add("rotation", ANGLE_THRESHOLDS, accuracy([row.rotation_error for row in poses], ANGLE_THRESHOLDS))
-        add("translation", ANGLE_THRESHOLDS, accuracy([row.translation_error for row in poses], ANGLE_THRESHOLDS))
-    return summary
+def evaluate_epipolar(
+    pair: CorrespondencePair, features0: ViewFeatures, features1: ViewFeatures, matches: Matches, settings: Settings
+) -> EpipolarRow:
+    """Compare a fundamental matrix estimated from matches with points that were marked by hand."""
+    points0, points1 = _matched_points(features0.keypoints, features1.keypoints, matches)
+    estimate = estimate_fundamental(
+        points0, points1, threshold=settings.threshold, backend=settings.backend, seed=settings.seed
+    )
+    if estimate is None:
+        recall = np.zeros(len(EPIPOLAR_THRESHOLDS))
+    else:
+        F = features1.scaling.T @ estimate.F @ features0.scaling
+        recall = accuracy(symmetric_epipolar_distance(pair.points0, pair.points1, F), EPIPOLAR_THRESHOLDS)
+    return EpipolarRow(
+        pair=pair.name,
+        group=pair.group,
+        keypoints0=len(features0.keypoints),
+        keypoints1=len(features1.keypoints),
+        matches=len(points0),
+        inliers=0 if estimate is None else int(np.count_nonzero(estimate.inliers)),
+        recall=tuple(recall.tolist()),
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -361,3 +326,16 @@ def _estimate_paper(
         return None
     R0, R1, t = (np.asarray(part, dtype=np.float64) for part in cv2.decomposeEssentialMat(E))
     return _Estimate((R0, R1), t[:, 0], int(np.count_nonzero(mask)))
+
+
+def _estimate_uncalibrated(
+    points0: Float64Array, points1: Float64Array, K0: Float64Array, K1: Float64Array, settings: Settings
+) -> _Estimate | None:
+    """The Image Matching Challenge's: F without intrinsics, then the better of the two rotations of K1^T F K0."""
+    fundamental = estimate_fundamental(
+        points0, points1, threshold=settings.threshold, backend=settings.backend, seed=settings.seed
+    )
+    if fundamental is None:
+        return None
+    R0, R1, t = (np.asarray(part, np.float64) for part in cv2.decomposeEssentialMat(K1.T @ fundamental.F @ K0))
+    return _Estimate((R0, R1), t[:, 0], int(np.count_nonzero(fundamental.inliers)))

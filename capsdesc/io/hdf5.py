@@ -23,7 +23,7 @@ def import_h5py() -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError('hloc\'s files need h5py: pip install "capsdesc[hloc]"') from error
+        raise ImportError('HDF5 files need h5py: pip install "capsdesc[hloc]"') from error
     return h5py
 
 

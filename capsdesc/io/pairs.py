@@ -59,7 +59,8 @@ def read_posed_pairs(path: Path, images: Path | None = None) -> list[PosedPair]:
     """A text file of pairs as published for ScanNet-1500, MegaDepth-1500 and YFCC (SuperGlue, CVPR 2020).
 
     A line: two names, two numbers of quarter turns (counter-clockwise), K0 and K1 (9 numbers each), the 4 x 4
-    transform from camera 0 to camera 1 (16).
+    transform from camera 0 to camera 1 (16). Glue Factory's ``pairs_calibrated.txt`` (Lindenberger et al., LightGlue,
+    ICCV 2023) has no turns, and may have R and t (12) instead of the transform.
 
     Args:
         path: the file.
@@ -72,12 +73,20 @@ def read_posed_pairs(path: Path, images: Path | None = None) -> list[PosedPair]:
     folder = images or path.parent
     pairs = []
     for where, fields in read_lines(path, names_first=True):
-        if len(fields) != 38:
-            raise ValueError(f"{where}: {len(fields)} fields; expected 38, of {PAIRS_LINE}")
-        turns, K0, K1, T = np.split(finite_numbers(fields[2:], where), [2, 11, 20])
+        if len(fields) not in (32, 36, 38):
+            raise ValueError(
+                f"{where}: {len(fields)} fields; expected 38, of {PAIRS_LINE}, 36 without turns, or 32 with R(9) t(3)"
+            )
+        numbers = finite_numbers(fields[2:], where)
+        turns, numbers = (numbers[:2], numbers[2:]) if len(fields) == 38 else (np.zeros(2), numbers)
+        K0, K1, motion = np.split(numbers, [9, 18])
         if (turns % 1).any():
             raise ValueError(f"{where}: {fields[2]} and {fields[3]} are no numbers of quarter turns")
-        R = as_rotation(T.reshape(4, 4)[:3, :3], f"{where}: R")
+        if len(motion) == 16:
+            T = motion.reshape(4, 4)
+            R, t = T[:3, :3], T[:3, 3]
+        else:
+            R, t = motion[:9].reshape(3, 3), motion[9:]
         pairs.append(
             PosedPair(
                 f"{fields[0]}-{fields[1]}",
@@ -85,8 +94,8 @@ def read_posed_pairs(path: Path, images: Path | None = None) -> list[PosedPair]:
                 (int(turns[0] % 4), int(turns[1] % 4)),
                 as_intrinsics(K0.reshape(3, 3), f"{where}: K"),
                 as_intrinsics(K1.reshape(3, 3), f"{where}: K"),
-                R,
-                T.reshape(4, 4)[:3, 3],
+                as_rotation(R, f"{where}: R"),
+                t,
             )
         )
     return pairs

@@ -21,8 +21,9 @@ from capsdesc.evaluation import report
 from capsdesc.evaluation.datasets import BenchmarkImage, HomographyPair, PosePair, read_benchmark
 from capsdesc.evaluation.features import FeatureStore
 from capsdesc.evaluation.methods import CAPS, CAPSKeypoints, RootSIFT, get_methods, get_shared_detector
-from capsdesc.evaluation.protocols import HomographyRow, PoseRow, Result, Settings, evaluate
+from capsdesc.evaluation.protocols import Result, Settings, evaluate
 from capsdesc.evaluation.renderings import CHANGES
+from capsdesc.evaluation.rows import HomographyRow, PoseRow
 from capsdesc.keypoints import Keypoints, SIFTDetector
 from capsdesc.models import ModelConfig, build_network
 from capsdesc.weights import save_pretrained
