@@ -6,7 +6,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from capsdesc.evaluation.metrics import accuracy, error_auc, pose_error, repeatability
+from capsdesc.evaluation.metrics import (
+    accuracy,
+    error_auc,
+    mean_average_accuracy,
+    pose_error,
+    repeatability,
+    symmetric_epipolar_distance,
+)
+from capsdesc.evaluation.rows import PoseRow, summarize
 
 
 def test_accuracy_counts_errors_at_most_the_threshold_and_failures_never() -> None:
@@ -69,3 +77,54 @@ def test_repeatability_by_hand() -> None:
     np.testing.assert_allclose(shares, [(2 / 4 + 2 / 3) / 2, (3 / 4 + 3 / 3) / 2])
     np.testing.assert_array_equal(repeatability(points0, points1[:0], H, (120, 60), (180, 90), (1, 3)), [0, 0])
     np.testing.assert_array_equal(repeatability(points0 + 1000, points1, H, (120, 60), (180, 90), (3,)), [0])
+
+
+def test_maa_is_the_mean_of_a_histogram_summed_up() -> None:
+    # As the Image Matching Challenge of 2020 computes it, of the larger angle.
+    rng = np.random.default_rng(0)
+    rotations, translations = rng.gamma(1.0, 4.0, size=(2, 50))
+    rotations[:2] = math.inf, math.nan
+    larger = np.nan_to_num(np.maximum(rotations, translations), nan=1e6, posinf=1e6)
+    shares = np.cumsum(np.histogram(larger, np.arange(11))[0]) / 50
+    limits = tuple(range(1, 11))
+    assert mean_average_accuracy((rotations, limits), (translations, limits)) == pytest.approx(shares.mean())
+    assert mean_average_accuracy(([], limits)) == 0
+    with pytest.raises(ValueError, match="as many of every kind"):
+        mean_average_accuracy((rotations, limits), (translations, limits[:5]))
+    with pytest.raises(ValueError, match="as many of every kind"):
+        mean_average_accuracy((rotations, limits), (translations[1:], limits))
+
+
+def test_figures_of_the_challenge_are_those_of_translations_themselves() -> None:
+    rng = np.random.default_rng(1)
+    rows, rotations, offsets = [], [], []
+    for number in range(60):
+        truth, rotation = rng.normal(size=3) * rng.uniform(1, 20), rng.gamma(1.0, 4.0)
+        estimate = truth + rng.normal(size=3) * rng.uniform(0, 4)
+        # As in 2022: the estimate, which has neither length nor sign, made as long as the truth.
+        estimate *= np.linalg.norm(truth) / np.linalg.norm(estimate)
+        rotations.append(rotation)
+        offsets.append(min(np.linalg.norm(truth - estimate), np.linalg.norm(truth + estimate)))
+        cosine = abs(truth @ estimate) / (truth @ truth)
+        angle = math.degrees(math.acos(min(1.0, cosine)))
+        rows.append(PoseRow(str(number), "g", 9, 9, 9, 9, rotation, angle, float(np.linalg.norm(truth))))
+    rows.append(PoseRow("lost", "g", 9, 9, 9, 0, math.inf, math.inf, 3.0))
+    np.testing.assert_allclose([row.offset for row in rows], [*offsets, math.inf], atol=1e-5)
+    shares = [
+        np.mean([r < degrees and o < metres for r, o in zip(rotations, offsets, strict=True)]) * 60 / 61
+        for degrees, metres in zip(np.linspace(1, 10, 10), np.geomspace(0.2, 5, 10), strict=True)
+    ]
+    assert 0.2 < np.mean(shares) < 0.8
+    assert summarize(rows)["maa"] == pytest.approx(np.mean(shares))
+    with pytest.raises(ValueError, match="how many metres"):
+        _ = PoseRow("unknown", "g", 9, 9, 9, 9, 1.0, 1.0).offset
+
+
+def test_symmetric_epipolar_distance_is_of_both_lines() -> None:
+    rng = np.random.default_rng(2)
+    F, points0, points1 = rng.normal(size=(3, 3)), rng.uniform(0, 500, (7, 2)), rng.uniform(0, 500, (7, 2))
+    expected = []
+    for x, y in zip(np.column_stack([points0, np.ones(7)]), np.column_stack([points1, np.ones(7)]), strict=True):
+        squared = (y @ F @ x) ** 2 * (1 / ((F @ x)[:2] ** 2).sum() + 1 / ((F.T @ y)[:2] ** 2).sum())
+        expected.append(math.sqrt(squared))
+    np.testing.assert_allclose(symmetric_epipolar_distance(points0, points1, F), expected)

@@ -15,7 +15,7 @@ from fuzzing import damaged, examples, put, result_or_refusal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capsdesc.evaluation.datasets import BenchmarkImage, HomographyPair, PosePair, read_benchmark
+from capsdesc.evaluation.datasets import BenchmarkImage, CorrespondencePair, HomographyPair, PosePair, read_benchmark
 from capsdesc.evaluation.features import FeatureStore
 from capsdesc.evaluation.methods import get_methods
 from capsdesc.io.colmap import read_model
@@ -58,6 +58,11 @@ TEXTS: Mapping[str, str] = {
         [{"scene": "s", "name1": "a.png", "name2": "b.png", "R": np.eye(3).tolist(), "t": [0.3, 0, 0]}]
     ),
     **{f"oxford/graf/H1to{k}p": H for k in range(2, 7)},
+    "imc/scaling_factors.csv": "scene,scaling_factor\ns,0.5\n",
+    "imc/s/calibration.csv": "image_id,camera_intrinsics,rotation_matrix,translation_vector\n"
+    f"a,{LENS},{IDENTITY},0 0 0\nb,{LENS},{IDENTITY},0.3 0 0\n",
+    "imc/s/pair_covisibility.csv": f"pair,covisibility,fundamental_matrix\nb-a,0.5,{IDENTITY}\na-b,0.05,{IDENTITY}\n",
+    "wxbs/WGBS/yard/corrs.txt": "1 2 3 4\n5.5 6 7 8\n\n9 10 11 12\n",
 }
 
 
@@ -84,6 +89,11 @@ READERS: Mapping[str, tuple[tuple[str, ...], Callable[[Path], Any]]] = {
     ),
     "strecha": (("cameras.json", "pairs.json"), lambda root: read_benchmark("strecha", root)),
     "oxford": (("oxford/graf/H1to3p",), lambda root: read_benchmark("oxford", root / "oxford")),
+    "imc2022": (
+        ("imc/scaling_factors.csv", "imc/s/calibration.csv", "imc/s/pair_covisibility.csv"),
+        lambda root: read_benchmark("imc2022", root / "imc"),
+    ),
+    "wxbs": (("wxbs/WGBS/yard/corrs.txt",), lambda root: read_benchmark("wxbs", root / "wxbs")),
 }
 
 
@@ -97,9 +107,10 @@ def write_images(folder: Path, *names: str) -> None:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("root")
-    for folder in (root, root / "images", root / "s"):
+    for folder in (root, root / "images", root / "s", root / "imc" / "s" / "images"):
         write_images(folder, "a.png", "b.png")
     write_images(root / "oxford" / "graf", *(f"img{k}.png" for k in range(1, 7)))
+    write_images(root / "wxbs" / "WGBS" / "yard", "01.png", "02.png")
     return root
 
 
@@ -131,6 +142,9 @@ def assert_sound(found: Any) -> None:
         np.testing.assert_allclose(found.R @ found.R.T, np.eye(3), atol=1e-6)
     elif isinstance(found, HomographyPair):
         assert np.isfinite(np.linalg.inv(found.H)).all()
+    elif isinstance(found, CorrespondencePair):
+        assert found.points0.shape == found.points1.shape
+        assert np.isfinite([found.points0, found.points1]).all()
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from capsdesc.checks import as_rotation, real_array, shown
-from capsdesc.evaluation.datasets.files import folder_with, folders, image_file
+from capsdesc.checks import as_rotation, shown
+from capsdesc.evaluation.datasets.files import folder_with, folders, image_file, numbers
 from capsdesc.evaluation.datasets.pairs import BenchmarkImage, Camera, PosePair
 from capsdesc.geometry import relative_pose
 from capsdesc.io.hdf5 import import_h5py
@@ -114,8 +114,10 @@ def _read_calibration(folder: Path, name: str, where: str) -> _Posed:
 
 def _posed(images: Path, name: str, K: Float64Array, R: Float64Array, t: Float64Array, where: str) -> _Posed:
     below(images, name, where)
-    view = BenchmarkImage(image_file(images, name))
-    return _Posed(view, Camera.from_colmap(K, where), as_rotation(R, f"{where}: R"), real_array(t, f"{where}: T", (3,)))
+    R = as_rotation(numbers(R, f"{where}: R", (3, 3)), f"{where}: R")
+    return _Posed(
+        BenchmarkImage(image_file(images, name)), Camera.from_colmap(K, where), R, numbers(t, f"{where}: T", (3,))
+    )
 
 
 def _pair(scene: str, name: str, first: _Posed, second: _Posed, *, metric: bool = False) -> PosePair:
@@ -136,10 +138,13 @@ def _rows(path: Path, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Where each row of a table stands, and its fields by the columns' names."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; it has the columns {', '.join(columns)}")
-    reader = csv.DictReader(read_text(path).splitlines(), restval="")
-    if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
-        raise ValueError(f"{path} has no column {missing[0]}; expected {', '.join(columns)}")
-    yield from ((f"{path}, line {reader.line_num}", row) for row in reader)
+    try:
+        reader = csv.DictReader(read_text(path).splitlines(), restval="")
+        if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
+            raise ValueError(f"{path} has no column {missing[0]}; expected {', '.join(columns)}")
+        yield from ((f"{path}, line {reader.line_num}", row) for row in reader)
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table: {error}") from error
 
 
 def _numbers(row: dict[str, str], column: str, shape: tuple[int, ...], where: str) -> Float64Array:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from capsdesc.checks import as_intrinsics, as_rotation, real_array, shown
-from capsdesc.evaluation.datasets.files import folder_with
+from capsdesc.checks import as_intrinsics, as_rotation, shown
+from capsdesc.evaluation.datasets.files import folder_with, numbers
 from capsdesc.evaluation.datasets.pairs import BenchmarkImage, Camera, PosePair
 from capsdesc.evaluation.datasets.poses import difficulty
 from capsdesc.geometry import relative_pose
@@ -47,7 +47,7 @@ def read_megadepth(folder: Path, images: Path | None = None) -> list[PosePair]:
                     raise ValueError(f"{where}: image {i} was left out of the scene")
                 views.append(BenchmarkImage(listed_image(images or folder, str(names[i]), where)))
                 cameras.append(Camera.from_colmap(intrinsics[i], f"{where}, image {i}"))
-                T = real_array(poses[i], f"{where}: pose of image {i}", (4, 4))
+                T = numbers(poses[i], f"{where}: pose of image {i}", (4, 4))
                 motions.append((as_rotation(T[:3, :3], f"{where}: R of image {i}"), T[:3, 3]))
             R, t = relative_pose(*motions[0], *motions[1])
             name = "-".join(view.path.name for view in views)
@@ -71,14 +71,14 @@ def read_scannet(folder: Path, images: Path | None = None) -> list[PosePair]:
     root = images or folder_with(folder, "scannet_test_1500", "scans_test")
     if missing := [key for key in ("name", "rel_pose") if key not in listed]:
         raise ValueError(f"{folder / 'test.npz'} has no {missing[0]}; expected name and rel_pose")
-    names = real_array(listed["name"], f"{folder / 'test.npz'}: name", (None, 4)).astype(np.int64)
-    motions = real_array(listed["rel_pose"], f"{folder / 'test.npz'}: rel_pose", (len(names), 12)).reshape(-1, 3, 4)
+    names = numbers(listed["name"], f"{folder / 'test.npz'}: name", (None, 4)).astype(np.int64)
+    motions = numbers(listed["rel_pose"], f"{folder / 'test.npz'}: rel_pose", (len(names), 12)).reshape(-1, 3, 4)
     pairs = []
     for number, ((scene, scan, *frames), motion) in enumerate(zip(names.tolist(), motions, strict=True)):
         where, name = f"{folder / 'test.npz'}, pair {number}", f"scene{scene:04d}_{scan:02d}"
         if name not in intrinsics:
             raise ValueError(f"{where}: {folder / 'intrinsics.npz'} has no {name}")
-        K = real_array(intrinsics[name], f"{where}: K", (3, 3))
+        K = numbers(intrinsics[name], f"{where}: K", (3, 3))
         paths = [listed_image(root, f"{name}/color/{frame}.jpg", where) for frame in frames]
         cameras = [Camera(as_intrinsics(_resized(K, image_size(path)), f"{where}: K")) for path in paths]
         R = as_rotation(motion[:, :3], f"{where}: R")
@@ -90,7 +90,7 @@ def read_scannet(folder: Path, images: Path | None = None) -> list[PosePair]:
 
 def _list(scene: dict[str, Any], key: str, path: Path) -> list[Any]:
     values = scene.get(key)
-    if not isinstance(values, list | np.ndarray) or np.ndim(values) == 0:  # type: ignore[arg-type]
+    if not isinstance(values, list) and not (isinstance(values, np.ndarray) and values.ndim):
         raise ValueError(f"{path}: {key} is {shown(values)}; expected a list")
     return list(values)
 
@@ -99,7 +99,7 @@ def _pair_of(info: Any, count: int, where: str) -> list[int]:
     """The two images of a pair's entry."""
     try:
         indices = [int(index) for index in info[0]]
-    except (TypeError, ValueError, IndexError, KeyError) as error:
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
         raise ValueError(f"{where} is {shown(info)}; expected ((i, j), overlap, ...)") from error
     if len(indices) != 2 or not all(0 <= index < count for index in indices):
         raise ValueError(f"{where} is of images {shown(indices)}; expected two of {count}")

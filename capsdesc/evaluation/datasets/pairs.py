@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from capsdesc.checks import as_intrinsics, real_array
+from capsdesc.checks import as_intrinsics
+from capsdesc.evaluation.datasets.files import numbers
 from capsdesc.evaluation.renderings import Rendering
 from capsdesc.images import read_image
-from capsdesc.types import Float64Array, Matrix, UInt8Array
+from capsdesc.types import Float64Array, UInt8Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +53,14 @@ class Camera:
     undistort: Callable[[Float64Array], Float64Array] | None = None
 
     @classmethod
-    def from_colmap(cls, K: Matrix, where: str) -> Camera:
+    def from_colmap(cls, K: object, where: str) -> Camera:
         """The ideal pinhole whose (3, 3) K came from COLMAP, which puts the centre of the first pixel at (0.5, 0.5).
 
         Raises:
-            TypeError, ValueError: it is that of no camera; ``where`` tells messages where it stands.
+            ValueError: it is that of no camera; ``where`` tells messages where it stands.
         """
         shift = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
-        return cls(as_intrinsics(real_array(K, f"{where}: K", (3, 3)) - shift, f"{where}: K"))
+        return cls(as_intrinsics(numbers(K, f"{where}: K", (3, 3)) - shift, f"{where}: K"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
