@@ -25,7 +25,7 @@ from capsdesc.evaluation.rows import EpipolarRow, PoseRow
 SIZE = (320, 240)
 K = np.array([[400.0, 0, 155], [0, 410, 122], [0, 0, 1]])
 # As COLMAP has it: the centre of the first pixel is at (0.5, 0.5).
-K_COLMAP = K + [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
+K_COLMAP = K + np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
 POSES = orbit(4, spread=15)
 NAMES = ["a", "b", "c", "d"]
 
@@ -121,7 +121,7 @@ def test_megadepth(form: str, views: list[tuple[Array, Array]], features: Path, 
         ({"pair_infos": [([0, 1], 0.4)]}, "pair 0: image 1 was left out of the scene"),
         ({"pair_infos": [([0, 6], 0.4)]}, r"pair 0 is of images \[0, 6\]; expected two of 6"),
         ({"pair_infos": [3]}, r"pair 0 is 3; expected \(\(i, j\), overlap"),
-        ({"poses": [None] * 6}, "pose of image 0 is NoneType; expected a real array"),
+        ({"poses": [None] * 6}, r"pose of image 0 has shape \(\); expected \(4, 4\)"),
         ({"poses": []}, "has 6 images, 6 intrinsics and 0 poses"),
         ({"intrinsics": 7}, "intrinsics is 7; expected a list"),
         ({"image_paths": ["../a.png"] * 6}, "is refused; expected the name of a file below"),
@@ -154,7 +154,7 @@ def test_scannet(views: list[tuple[Array, Array]], features: Path, tmp_path: Pat
     first, second = benchmark.pairs
     assert_is(first, 0, 1)
     assert_is(second, 2, 1)
-    assert (first.name, first.group) == ("scene0707_01/15-30", "easy")
+    assert (first.name, first.group) == ("scene0707_01/15-30", "moderate")
     assert_found(measure(benchmark, features))
     np.savez(tmp_path / "intrinsics.npz", scene0708_00=doubled)
     with pytest.raises(ValueError, match=r"intrinsics\.npz has no scene0707_01"):
@@ -316,7 +316,8 @@ def test_wxbs(views: list[tuple[Array, Array]], features: Path, tmp_path: Path) 
     result = measure(benchmark, features)
     recalls = [row.recall for row in result.rows if isinstance(row, EpipolarRow)]
     assert np.shape(recalls) == (2, 20)
-    assert result.summary["all"]["recall@5"] == pytest.approx(np.mean([recall[4] for recall in recalls])) > 0.9
+    assert result.summary["all"]["recall@5"] == pytest.approx(np.mean([recall[4] for recall in recalls]))
+    assert result.summary["all"]["recall@5"] > 0.9
     assert result.summary["all"]["maa@10"] == pytest.approx(np.mean([np.mean(recall[:10]) for recall in recalls]))
     # Pixels are those of the files, however small the images were made.
     store = FeatureStore(features, max_keypoints=800, max_edge=200)
