@@ -104,8 +104,8 @@ def test_figures_of_the_challenge_are_those_of_translations_themselves() -> None
         # As in 2022: the estimate, which has neither length nor sign, made as long as the truth.
         estimate *= np.linalg.norm(truth) / np.linalg.norm(estimate)
         rotations.append(rotation)
-        offsets.append(min(np.linalg.norm(truth - estimate), np.linalg.norm(truth + estimate)))
-        cosine = abs(truth @ estimate) / (truth @ truth)
+        offsets.append(min(float(np.linalg.norm(truth - estimate)), float(np.linalg.norm(truth + estimate))))
+        cosine = float(abs(truth @ estimate) / (truth @ truth))
         angle = math.degrees(math.acos(min(1.0, cosine)))
         rows.append(PoseRow(str(number), "g", 9, 9, 9, 9, rotation, angle, float(np.linalg.norm(truth))))
     rows.append(PoseRow("lost", "g", 9, 9, 9, 0, math.inf, math.inf, 3.0))

@@ -32,7 +32,7 @@ def read_wxbs(folder: Path) -> list[CorrespondencePair]:
             if not rows or any(len(row) != 4 for row in rows):
                 raise ValueError(f"{path / 'corrs.txt'} holds no correspondences; expected lines of 'x0 y0 x1 y1'")
             points = np.array(rows)
-            views = (BenchmarkImage(image_file(path, stem)) for stem in ("01", "02"))
+            view0, view1 = (BenchmarkImage(image_file(path, stem)) for stem in ("01", "02"))
             name = f"{category.name}/{path.name}"
-            pairs.append(CorrespondencePair(name, category.name, *views, points[:, :2], points[:, 2:]))
+            pairs.append(CorrespondencePair(name, category.name, view0, view1, points[:, :2], points[:, 2:]))
     return pairs
