@@ -23,6 +23,7 @@ _INCLUDED = {
     "changelog.md": _ROOT / "CHANGELOG.md",
     "contributing.md": _ROOT / "CONTRIBUTING.md",
     "examples.md": _ROOT / "examples" / "README.md",
+    "notebooks.md": _ROOT / "notebooks" / "README.md",
     "photographs.md": _ROOT / "examples" / "data" / "README.md",
     **_CARDS,
 }

