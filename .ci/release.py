@@ -36,7 +36,8 @@ def release() -> tuple[str, str]:
 def packages(folder: Path, version: str) -> list[str]:
     """The wheel and the sdist of a version, checked: their content, their metadata, and how the README will show."""
     found = sorted(path for path in folder.glob("*") if path.name.endswith((".whl", ".tar.gz")))
-    if others := [path.name for path in found if not path.name.startswith(f"capsdesc-{version}")]:
+    named = f"capsdesc-{version}-", f"capsdesc-{version}.tar.gz"
+    if others := [path.name for path in found if not path.name.startswith(named)]:
         sys.exit(f"CHANGELOG.md is of version {version}, {', '.join(others)} of another")
     if subprocess.run([sys.executable, ".ci/check_packages.py", *map(str, found)]).returncode != 0:
         sys.exit(f"the packages in {folder} are not fit to be released")
