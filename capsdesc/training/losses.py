@@ -34,6 +34,7 @@ class LossConfig:
         epipolar_fine: weight of the fine epipolar loss.
         cycle_coarse: weight of the coarse cycle loss.
         cycle_fine: weight of the fine cycle loss.
+        certainty: whether errors count the more the surer the matcher is of them, as in the paper, or all alike.
         contrastive: weight of the dual-softmax loss on the descriptors of known correspondences. Only homography pairs
             have them, and the paper has no such loss.
         contrastive_radius: other points closer than this to the right one, in pixels, are no wrong answers.
@@ -56,6 +57,7 @@ class LossConfig:
     epipolar_fine: float = 1.0
     cycle_coarse: float = 0.1
     cycle_fine: float = 0.1
+    certainty: bool = True
     contrastive: float = 0.0
     contrastive_radius: float = 4.0
     matching: float = 0.0
@@ -165,7 +167,10 @@ def search_losses(
         "cycle_coarse": (error_loop_coarse, std_loop_coarse, valid & (error_loop_coarse < max_loop)),
         "cycle_fine": (error_loop_fine, std_loop_fine, valid & (error_loop_fine < max_loop)),
     }
-    parts = {name: certainty_weighted_mean(*term) / longer for name, term in terms.items()}
+    parts = {
+        name: certainty_weighted_mean(error, std if config.certainty else torch.ones_like(std), keep) / longer
+        for name, (error, std, keep) in terms.items()
+    }
     median = error_fine.detach()[valid].median() if bool(valid.any()) else error_fine.new_tensor(torch.nan)
     return {**parts, "median_px": median}
 
