@@ -105,10 +105,10 @@ def quantize_onnx(
         onnx.helper.set_model_props(model, properties | {"computes": "8-bit integers"})
         onnx.checker.check_model(model)
         data = model.SerializeToString()
-        sessions = (
+        before, after = (
             onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]) for file in (os.fspath(source), data)
         )
-        agreement = _agreement(*sessions, images)
+        agreement = _agreement(before, after, images)
         temporary.write_bytes(data)
     return agreement
 
