@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for weights in options.weights:
             files = [folder / f"{Path(weights).name}_{kind}.onnx" for kind in ("float32", "int8")]
             export_onnx(files[0], weights)
-            quantize_onnx(*files, find_images(options.photographs))
+            quantize_onnx(files[0], files[1], find_images(options.photographs))
             methods = [Exported(file.stem.replace("_", ", "), file, options.threads) for file in files]
             calls = {method.name: partial(method.load().run, None, image) for method in methods}
             seconds = measure(calls, repeats=9, warmup=2)

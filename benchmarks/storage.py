@@ -25,7 +25,7 @@ from capsdesc.evaluation.datasets import read_benchmark
 from capsdesc.evaluation.features import FeatureStore
 from capsdesc.evaluation.protocols import Settings, evaluate
 from capsdesc.images import find_images, read_image, shrink
-from capsdesc.io.storage import Store, packed, unpacked
+from capsdesc.io.storage import STORES, Store, packed, unpacked
 from capsdesc.types import Float32Array, UInt8Array
 
 BYTES: dict[Store, int] = {"float32": 4, "float16": 2, "int8": 1}
@@ -99,8 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     extracted = Extracted(options.weights)
     directions = _directions(extracted, options.photographs)
     whole = extracted.extractor.descriptor_dim
-    rows = [(count, "float32") for count in options.dimensions if count < whole]
-    rows = [*((whole, dtype) for dtype in BYTES), *rows, *((count, "int8") for count, _ in rows)]
+    fewer = [count for count in options.dimensions if count < whole]
+    rows: list[tuple[int, Store]] = [(whole, dtype) for dtype in BYTES]
+    for dtype in (STORES[0], STORES[-1]):
+        rows += [(count, dtype) for count in fewer]
     benchmarks = [read_benchmark("oxford", options.oxford), read_benchmark("strecha", options.strecha)]
     print("| dimensions | type | KiB of 2048 | Oxford upright, MMA at 3 px | matches | Strecha, AUC at 5 | matching |")
     print("|---" * 7 + "|")

@@ -21,6 +21,7 @@ from capsdesc.describe.orientation import Orientation, check_orientation
 from capsdesc.images import find_images
 from capsdesc.images.video import Frame, Sampling, find_frames, is_video
 from capsdesc.io.settings import refuse_other_settings
+from capsdesc.io.storage import STORES
 from capsdesc.io.text import below, parse_json
 from capsdesc.pipelines.engine import MAX_THREADS, How, describe_images
 from capsdesc.pipelines.ray import describe_with_ray, import_ray
@@ -99,8 +100,8 @@ def extract_images(
     _check(images, max_keypoints, orientation, threads, engine, workers)
     how = How(max_keypoints, orientation, derivatives)
     settings = feature_settings(extractor, max_keypoints, orientation, derivatives)
-    if sink.store != "float32":
-        settings["store"] = sink.store
+    if (store := getattr(sink, "store", STORES[0])) != STORES[0]:
+        settings["store"] = store
     with sink.sole_use():
         # Whatever cannot be kept is known before any work.
         broken = dict(sink.unfit(images))

@@ -26,13 +26,8 @@ HLOC_SUFFIXES = (".h5", ".hdf5")
 class FeatureSink(Protocol):
     """Where features are kept by the names of their images.
 
-    Attributes:
-        store: type of the descriptors in its files.
+    One that keeps descriptors in a smaller type says which in an attribute ``store``, see :mod:`capsdesc.io.storage`.
     """
-
-    @property
-    def store(self) -> Store:  # noqa: D102
-        ...
 
     def sole_use(self) -> AbstractContextManager[None]:
         """For the length of the block no other run writes here; what killed runs left half written is removed.

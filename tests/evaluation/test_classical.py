@@ -23,7 +23,7 @@ def test_orb_is_opencvs_and_its_distances_are_those_of_hamming() -> None:
     found = [method.extract(image, 400) for image in images]
     expected = []
     for image, (points, descriptors) in zip(images, found, strict=True):
-        keypoints, bits = cv2.ORB.create(nfeatures=400).detectAndCompute(to_gray(image), None)  # type: ignore[call-overload]
+        keypoints, bits = cv2.ORB.create(nfeatures=400).detectAndCompute(to_gray(image), None)
         np.testing.assert_allclose(points, [point.pt for point in keypoints][:400])
         assert descriptors.shape == (len(points), 256)
         expected.append(bits[:400])

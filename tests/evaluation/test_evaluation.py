@@ -18,9 +18,10 @@ from scipy.ndimage import map_coordinates
 from capsdesc.commands.main import main
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.evaluation import report
+from capsdesc.evaluation.classical import RootSIFT
 from capsdesc.evaluation.datasets import BenchmarkImage, HomographyPair, PosePair, read_benchmark
 from capsdesc.evaluation.features import FeatureStore
-from capsdesc.evaluation.methods import CAPS, CAPSKeypoints, RootSIFT, get_methods, get_shared_detector
+from capsdesc.evaluation.methods import CAPS, CAPSKeypoints, get_methods, get_shared_detector
 from capsdesc.evaluation.protocols import Result, Settings, evaluate
 from capsdesc.evaluation.renderings import CHANGES
 from capsdesc.evaluation.rows import HomographyRow, PoseRow

@@ -16,9 +16,9 @@ from relief import Array, orbit, photograph, pixel_grid
 
 from capsdesc.commands.main import main
 from capsdesc.evaluation import report
+from capsdesc.evaluation.classical import RootSIFT
 from capsdesc.evaluation.datasets import Benchmark, CorrespondencePair, PosePair, read_benchmark
 from capsdesc.evaluation.features import FeatureStore
-from capsdesc.evaluation.methods import RootSIFT
 from capsdesc.evaluation.protocols import Result, Settings, evaluate
 from capsdesc.evaluation.rows import EpipolarRow, PoseRow
 

@@ -362,7 +362,7 @@ def test_arrays_of_all_forms_are_taken_and_left_alone(matcher: CAPSMatcher, form
     ]
     names = ("keypoints", "descriptors", "derivatives")
     given = [
-        dataclasses.replace(side, **{name: FORMS[form](getattr(side, name), tmp_path) for name in names})
+        dataclasses.replace(side, **{name: FORMS[form](getattr(side, name), tmp_path) for name in names})  # type: ignore[arg-type]
         for side in sides
     ]
     before = [getattr(side, name).tobytes() for side in given for name in names]
@@ -380,7 +380,7 @@ def test_arrays_of_all_forms_are_taken_and_left_alone(matcher: CAPSMatcher, form
 @pytest.mark.parametrize("half", [np.float16, torch.float16, torch.bfloat16])
 def test_descriptors_in_half_precision_are_taken(matcher: CAPSMatcher, half: Any) -> None:
     one, other = scene(50, 50)
-    rounded = [side.descriptors.astype(np.float16) for side in (one, other)]  # type: ignore[union-attr]
+    rounded: list[Any] = [np.asarray(side.descriptors, np.float16) for side in (one, other)]
     given = [dataclasses.replace(side, descriptors=rows) for side, rows in zip((one, other), rounded, strict=True)]
     if half is not np.float16:
         given = [as_torch(side) for side in given]
@@ -406,7 +406,8 @@ def test_a_matcher_of_descriptors_without_reliability_takes_all_of_their_numbers
     a, b = np.asarray(one.descriptors), np.asarray(other.descriptors)
     np.testing.assert_allclose(found.distances, np.linalg.norm(a[i] - b[j], axis=1), atol=1e-5)
     for factor in (8.0, 1e200):
-        longer = dataclasses.replace(one, descriptors=factor * a.astype(np.float64))
+        scaled: Any = factor * a.astype(np.float64)
+        longer = dataclasses.replace(one, descriptors=scaled)
         np.testing.assert_array_equal(matcher.match(longer, other, min_score=0).indices, found.indices)
     short = dataclasses.replace(one, descriptors=a[:, :-1])
     with pytest.raises(ValueError, match="descriptors of 16 dimensions; this matcher was trained on 17"):

@@ -18,6 +18,7 @@ from capsdesc.training.dataset import DataConfig, PairDataset, collate
 from capsdesc.training.distillation import Teacher, distillation_loss, principal_directions
 from capsdesc.training.loop import train
 from capsdesc.training.supervision import Supervision
+from capsdesc.types import Array
 from capsdesc.weights import Weights, resolve
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "data"
@@ -77,12 +78,12 @@ def test_the_loss_is_what_it_says() -> None:
     grids = torch.tensor([[[0, 0], [3, 5]], [[7, 1], [2, 2]]])
     loss = float(distillation_loss(students, teachers, supervision(grids)))
 
-    def sigmoid(x: np.ndarray) -> np.ndarray:
-        return 1 / (1 + np.exp(-x))
+    def sigmoid(x: Array) -> Array:
+        return np.asarray(1 / (1 + np.exp(-x)))
 
-    def entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    def entropy(logits: Array, targets: Array) -> Array:
         chances = sigmoid(logits)
-        return -(targets * np.log(chances) + (1 - targets) * np.log(1 - chances))
+        return np.asarray(-(targets * np.log(chances) + (1 - targets) * np.log(1 - chances)))
 
     sides = []
     for side in (0, 1):
