@@ -96,7 +96,8 @@ def release(folder: Path, *arguments: str, **environment: str) -> subprocess.Com
     nowhere = "http://127.0.0.1:9"
     tokens = {"TWINE_USERNAME": "__token__", "TWINE_PASSWORD": "pypi-secret", "HF_TOKEN": WRITER}
     places = {"TWINE_REPOSITORY_URL": nowhere, "HF_ENDPOINT": nowhere, "HF_HOME": str(folder / "dist" / "hub")}
-    env = os.environ | tokens | places | {"PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "0"} | environment
+    switches = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(folder)}
+    env = os.environ | tokens | places | switches | environment
     command = [sys.executable, ".ci/release.py", "--dist", "dist", *arguments]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=500)
 
