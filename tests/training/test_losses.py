@@ -266,6 +266,16 @@ def test_loss_and_its_parts_are_those_of_numpy() -> None:
     assert not found["median_px"].requires_grad
 
 
+def test_without_certainty_all_that_is_kept_counts_alike() -> None:
+    case = random_case()
+    terms = numpy_terms(case)
+    alike = numpy_parts(terms, {name: np.ones(len(errors)) for name, (errors, _, _) in terms.items()})
+    found = case.loss(LossConfig(certainty=False))
+    for name, part in alike.items():
+        assert float(found[name].detach()) == pytest.approx(part, rel=1e-4), name
+    assert float(found["epipolar_fine"].detach()) != pytest.approx(float(case.loss()["epipolar_fine"].detach()))
+
+
 def test_weights_of_the_config_weigh_the_parts() -> None:
     case = random_case()
     found = case.loss(
