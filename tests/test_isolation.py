@@ -264,6 +264,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "geometry.sampson_distance": lambda: geometry.sampson_distance(*scene()[:2], F),
     "geometry.translation_error": lambda: geometry.translation_error(scene()[3], np.ones(3)),
     "keypoints.SIFTDetector.detect": lambda: SIFTDetector().detect(image(), 50),
+    "geometry.estimate_affine": lambda: geometry.estimate_affine(*scene()[:2], threshold=60),
+    "visualization.draw_checkerboard": lambda: visualization.draw_checkerboard(image(), image(4)),
     "visualization.draw_located": lambda: visualization.draw_located(
         image(), image(4), keypoints(tensors=True), keypoints(), np.ones(20)
     ),

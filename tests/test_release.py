@@ -22,6 +22,7 @@ from hub_server import WRITER, Hub, serving
 ROOT = Path(__file__).parents[1]
 FILES = ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.cfg")
 CARD = Path("capsdesc") / "weights" / "bundled" / "compact"
+MODELS = ("compact", "small")
 
 
 class Index(http.server.ThreadingHTTPServer):
@@ -105,8 +106,10 @@ def release(folder: Path, *arguments: str, **environment: str) -> subprocess.Com
 def test_dry_run_uploads_nothing(checkout: Path) -> None:
     done = release(checkout)
     assert done.returncode == 0, done.stderr
-    models, package = (line for line in done.stdout.splitlines() if line.startswith("would run: "))
-    assert re.search(r"publish \S*/bundled/compact ORG/capsdesc-compact --message capsdesc \d", models)
+    *models, package = (line for line in done.stdout.splitlines() if line.startswith("would run: "))
+    assert len(models) == len(MODELS)
+    for name, line in zip(MODELS, models, strict=True):
+        assert re.search(rf"publish \S*/bundled/{name} ORG/capsdesc-{name} --message capsdesc \d", line)
     assert re.search(r"twine upload .*capsdesc-\S+\.whl dist/capsdesc-\S+\.tar\.gz", package)
 
 
@@ -143,5 +146,6 @@ def test_publish(checkout: Path, index: Index) -> None:
     # The card's picture lies beside it.
     assert uploaded["matches.jpg"] == (ROOT / "docs" / "matches.jpg").read_bytes()
     assert b"](matches.jpg)" in uploaded["README.md"]
-    assert len(hub.messages) == 1
-    assert re.fullmatch(r"capsdesc \d+\.\d+\.\d+", hub.messages[0])
+    assert len(hub.messages) == len(MODELS)
+    for message in hub.messages:
+        assert re.fullmatch(r"capsdesc \d+\.\d+\.\d+", message)
