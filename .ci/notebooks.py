@@ -23,7 +23,9 @@ def fingerprint(notebook: nbformat.NotebookNode) -> str:
 
 def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
     """Run all cells, which get their outputs, in a folder; raises what a cell raises."""
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}, record_timing=False).execute()
+    resources = {"metadata": {"path": str(folder)}}
+    # What a cell prints is one output, however it comes.
+    NotebookClient(notebook, timeout=300, resources=resources, record_timing=False, coalesce_streams=True).execute()
 
 
 def without_progress(notebook: nbformat.NotebookNode) -> None:
