@@ -16,6 +16,13 @@ from filelock import FileLock, Timeout
 LOCK_NAME = ".capsdesc.lock"
 
 
+def lock_path(output: str | os.PathLike[str], *, is_folder: bool) -> Path:
+    """The hidden file by which :func:`sole_use` holds an output."""
+    # By any of its names it is the same output.
+    path = Path(os.path.realpath(output))
+    return path / LOCK_NAME if is_folder else path.parent / f".{path.name}.lock"
+
+
 @contextlib.contextmanager
 def sole_use(output: str | os.PathLike[str], *, is_folder: bool) -> Iterator[None]:
     """Hold an output for the length of the block, so that no other run writes to it.
@@ -32,12 +39,10 @@ def sole_use(output: str | os.PathLike[str], *, is_folder: bool) -> Iterator[Non
         BlockingIOError: another run is at work there; the message says which.
         OSError: the folder cannot be made or written to.
     """
-    # By any of its names it is the same output.
-    path = Path(os.path.realpath(output))
-    folder = path if is_folder else path.parent
+    file = lock_path(output, is_folder=is_folder)
+    folder = file.parent
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / LOCK_NAME if is_folder else folder / f".{path.name}.lock"
     before = _read(file)
     lock = FileLock(file, timeout=0)
     try:

@@ -7,12 +7,13 @@ stopped goes on where it was when it is started again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -24,12 +25,13 @@ from capsdesc.io.settings import refuse_other_settings
 from capsdesc.io.storage import STORES
 from capsdesc.io.text import below, parse_json
 from capsdesc.pipelines.engine import MAX_THREADS, How, describe_images
-from capsdesc.pipelines.ray import describe_with_ray, import_ray
-from capsdesc.pipelines.stores import FeatureSink
+from capsdesc.pipelines.ray import Engine, check_engine, share_out
+from capsdesc.pipelines.stores import FeatureSink, HlocFile, NpzFolder
 
 logger = logging.getLogger(__name__)
 
-Engine = Literal["local", "ray"]
+# How many images a worker of a cluster is handed at once: what is begun anew when it dies.
+_IMAGES_PER_TASK = 16
 _Image = TypeVar("_Image", bound="Path | Frame")
 
 
@@ -68,24 +70,24 @@ def extract_images(
     keep, is logged as a warning and left out; there is no end to the work before all images are through, but for errors
     in writing.
 
-    With ``engine="ray"`` the images are described by actors on a Ray cluster: the one that the environment variable
+    With ``engine="ray"`` the images are described by workers on a Ray cluster: the one that the environment variable
     ``RAY_ADDRESS`` names, or that runs on this machine, or one that is started here for the time. Its machines need
-    capsdesc and see the images under the same paths; the extractor, weights included, is sent to them, and the features
-    are sent back and written here. An actor takes one CPU, and one GPU if the extractor's device is one.
+    capsdesc, and see the images and the sink's folder under the same paths; the extractor, weights included, is sent to
+    them, and they write the features themselves. A worker takes one CPU, and one GPU if the extractor's device is one.
 
     Args:
         extractor: what describes them. Its detector is called from ``threads`` threads at a time.
         images: the file of each image, or the frame of a video, by its name, a relative path with slashes;
             :func:`name_images` and :func:`name_sources` make them.
-        sink: where features are kept, :class:`NpzFolder` or :class:`HlocFile`.
+        sink: where features are kept, :class:`NpzFolder` or :class:`HlocFile`; for Ray, one of these two.
         max_keypoints: at most so many an image.
         orientation: as for :meth:`CAPSExtractor.describe`.
         derivatives: as for :meth:`CAPSExtractor.extract`.
         overwrite: whether to describe images that are in the sink again.
         threads: that decode, detect and, on the CPU, describe, each with up to two images in memory and its share of
-            torch's threads; for Ray, so many in each actor. ``None``: as many as there are CPUs for them, at most 8.
+            torch's threads; for Ray, so many in each worker. ``None``: as many as there are CPUs for them, at most 8.
         engine: ``"local"``, in this process, or ``"ray"``.
-        workers: how many actors. ``None``: as many as the cluster has GPUs, or CPUs for an extractor on the CPU.
+        workers: of Ray. ``None``: as many as the cluster has GPUs, or CPUs for an extractor on the CPU.
         progress: whether to show progress on standard error, where that is a terminal.
 
     Returns:
@@ -97,7 +99,7 @@ def extract_images(
             weights, and ``overwrite`` is not set or would leave some of them beside the new ones.
         OSError: features cannot be written, or another run is at work on the sink.
     """
-    _check(images, max_keypoints, orientation, threads, engine, workers)
+    _check(images, sink, max_keypoints, orientation, threads, engine, workers)
     how = How(max_keypoints, orientation, derivatives)
     settings = feature_settings(extractor, max_keypoints, orientation, derivatives)
     if (store := getattr(sink, "store", STORES[0])) != STORES[0]:
@@ -115,11 +117,23 @@ def extract_images(
         files = {name: Path(image) for name, image in left.items() if not isinstance(image, Frame)}
         frames = {name: image for name, image in left.items() if isinstance(image, Frame)}
 
-        outcomes = (
-            describe_images(extractor, {**files, **frames}, how, threads or min(os.cpu_count() or 1, MAX_THREADS))
-            if engine == "local"
-            else describe_with_ray(extractor, files, how, threads, workers)
+        keep = functools.partial(
+            _describe_and_keep, extractor=extractor, how=how, settings=json.dumps(settings, sort_keys=True)
         )
+        if engine == "ray" and isinstance(sink, NpzFolder | HlocFile):
+            shared = sink.absolute()
+            outcomes = share_out(
+                [(name, path.absolute()) for name, path in files.items()],
+                functools.partial(keep, sink=shared),
+                lock=shared.lock,
+                device=extractor.device,
+                per_task=_IMAGES_PER_TASK,
+                threads=threads,
+                workers=workers,
+            )
+        else:
+            local_threads = threads or min(os.cpu_count() or 1, MAX_THREADS)
+            outcomes = keep([*files.items(), *frames.items()], local_threads, sink=sink)
         described = []
         with tqdm(
             total=len(images),
@@ -128,16 +142,35 @@ def extract_images(
             unit="image",
             disable=None if progress else True,
         ) as bar:
-            for name, outcome in outcomes:
-                if isinstance(outcome, str):
-                    broken[name] = outcome
-                    logger.warning("left out %s: %s", name, outcome)
-                else:
-                    sink.write(name, outcome, json.dumps(settings, sort_keys=True))
+            for name, wrong in outcomes:
+                if wrong is None:
                     described.append(name)
+                else:
+                    broken[name] = wrong
+                    logger.warning("left out %s: %s", name, wrong)
                 bar.update()
+        if isinstance(sink, HlocFile):
+            sink.require(described)
         sink.finish()
     return Extraction(tuple(described), kept, broken)
+
+
+def _describe_and_keep(
+    images: Sequence[tuple[str, Path | Frame]],
+    threads: int,
+    *,
+    extractor: CAPSExtractor,
+    how: How,
+    sink: FeatureSink,
+    settings: str,
+) -> Iterator[tuple[str, str | None]]:
+    """What is wrong with each image, or None where its features are in the sink."""
+    for name, outcome in describe_images(extractor, dict(images), how, threads):
+        if isinstance(outcome, str):
+            yield name, outcome
+        else:
+            sink.write(name, outcome, settings)
+            yield name, None
 
 
 def _refuse_other_settings(stored: Mapping[str, str | None], settings: Mapping[str, Any], replaced: set[str]) -> None:
@@ -231,6 +264,7 @@ def feature_settings(
 
 def _check(
     images: Mapping[str, object],
+    sink: FeatureSink,
     max_keypoints: int,
     orientation: str,
     threads: int | None,
@@ -239,17 +273,17 @@ def _check(
 ) -> None:
     if max_keypoints < 0:
         raise ValueError(f"max_keypoints is {max_keypoints}; expected a number, at least 0")
-    for name, value in (("threads", threads), ("workers", workers)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; expected a number, at least 1")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}; expected a number, at least 1")
     check_orientation(orientation)
-    if engine not in get_args(Engine):
-        raise ValueError(f"engine is {engine!r}; expected one of {', '.join(map(repr, get_args(Engine)))}")
-    if engine == "local" and workers is not None:
-        raise ValueError(f"workers is {workers}, but engine is 'local', which has none; use engine 'ray', or threads")
+    check_engine(engine, workers)
     if engine == "ray":
-        import_ray()
         if any(isinstance(image, Frame) for image in images.values()):
             raise ValueError("engine is 'ray', which reads image files alone; videos need engine 'local'")
+        if not isinstance(sink, NpzFolder | HlocFile):
+            raise ValueError(
+                f"engine is 'ray', whose workers write to a folder that they share, and the sink is a "
+                f"{type(sink).__name__}; expected an NpzFolder or HlocFile"
+            )
     for name in images:
         below(Path("the output"), name, "images")

@@ -14,7 +14,7 @@ from typing import Protocol
 from capsdesc.io.files import atomic_path, is_temporary, sweep, sweep_folder
 from capsdesc.io.hdf5 import import_h5py
 from capsdesc.io.hloc import read_features, read_names, read_settings, refuse_integers, write_features
-from capsdesc.io.locks import sole_use
+from capsdesc.io.locks import lock_path, sole_use
 from capsdesc.io.npz import load_features, save_features, settings_in
 from capsdesc.io.storage import Store
 from capsdesc.io.text import not_utf8
@@ -77,9 +77,22 @@ class NpzFolder:
         if self.folder.exists() and not self.folder.is_dir():
             raise NotADirectoryError(f"cannot write features to {folder}: it is a file, and a folder is expected")
 
+    @property
+    def lock(self) -> Path:
+        """The file that is there while :meth:`sole_use` lasts."""
+        return lock_path(self.folder, is_folder=True)
+
+    def absolute(self) -> NpzFolder:
+        """The same folder, whatever the working directory: for workers."""
+        return NpzFolder(self.folder.absolute(), self.store)
+
     def path(self, name: str) -> Path:
         """The file of an image."""
         return self.folder / f"{name}.npz"
+
+    def read(self, name: str) -> Features:
+        """The features of an image, see :func:`load_features`."""
+        return load_features(self.path(name))
 
     @contextlib.contextmanager
     def sole_use(self) -> Iterator[None]:
@@ -143,6 +156,15 @@ class HlocFile:
         self._parts = NpzFolder(self.path.with_name(f"{self.path.name}.parts"), store)
         self._settings: str | None = None
 
+    @property
+    def lock(self) -> Path:
+        """See :attr:`NpzFolder.lock`."""
+        return lock_path(self.path, is_folder=False)
+
+    def absolute(self) -> HlocFile:
+        """See :meth:`NpzFolder.absolute`."""
+        return HlocFile(self.path.absolute(), self.store)
+
     @contextlib.contextmanager
     def sole_use(self) -> Iterator[None]:
         """See :meth:`FeatureSink.sole_use`."""
@@ -175,6 +197,19 @@ class HlocFile:
         self._settings = settings
         self._parts.write(name, features, settings)
 
+    def require(self, names: Iterable[str]) -> None:
+        """Make sure that the features of these images, which were written here or by workers, are in the folder.
+
+        Raises:
+            FileNotFoundError: some are not.
+        """
+        missing = sorted(set(names) - set(self._spooled()))
+        if missing:
+            raise FileNotFoundError(
+                f"features of {len(missing)} images were written and are not in {self._parts.folder}, the first is "
+                f"{missing[0]!r}: storage that machines share may show files late; run the same again"
+            )
+
     def finish(self) -> None:
         """Write the file, whole or not at all, and remove the folder."""
         spooled = self._spooled()
@@ -185,7 +220,7 @@ class HlocFile:
         kept = sorted(set(self._written()) - set(spooled))
         features = itertools.chain(
             ((name, read_features(self.path, name)) for name in kept),
-            ((name, load_features(self._parts.path(name))) for name in spooled),
+            ((name, self._parts.read(name)) for name in spooled),
         )
         write_features(self.path, features, settings=settings, store=self.store)
         shutil.rmtree(self._parts.folder)
