@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from capsdesc.commands.options import (
     add_detector_option,
+    add_engine_options,
     add_max_keypoints_option,
     add_network_options,
     add_orientation_option,
@@ -18,7 +19,7 @@ from capsdesc.commands.options import (
     sampling_of,
 )
 from capsdesc.io.storage import STORES
-from capsdesc.pipelines.extract import Engine, extract_images, name_sources
+from capsdesc.pipelines.extract import extract_images, name_sources
 from capsdesc.pipelines.stores import feature_sink
 
 
@@ -62,13 +63,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="images at work at a time (default: one a CPU, up to 8)"
     )
-    parser.add_argument(
-        "--engine",
-        choices=get_args(Engine),
-        default="local",
-        help="ray: on the Ray cluster of RAY_ADDRESS, or one started here (%(default)s)",
-    )
-    parser.add_argument("--workers", type=int, metavar="N", help="of Ray (default: one a GPU or, without, a CPU)")
+    add_engine_options(parser)
     add_sampling_options(parser)
     add_network_options(parser)
     parser.set_defaults(run=run)

@@ -10,7 +10,13 @@ from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from capsdesc.commands.options import add_device_option, add_matcher_option, add_max_shift_option, add_ratio_option
+from capsdesc.commands.options import (
+    add_device_option,
+    add_engine_options,
+    add_matcher_option,
+    add_max_shift_option,
+    add_ratio_option,
+)
 from capsdesc.io.hloc import have_derivatives
 from capsdesc.io.pairs import read_pairs
 from capsdesc.matching import MAX_SHIFT
@@ -34,6 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_ratio_option(parser)
     add_max_shift_option(parser, argparse.SUPPRESS, " where features have derivatives, as those of `capsdesc extract`")
     add_device_option(parser, "cpu")
+    add_engine_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.set_defaults(run=run)
 
@@ -52,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
             max_shift=_max_shift(options, pairs),
             method=options.matcher,
             device=options.device,
+            engine=options.engine,
+            workers=options.workers,
             progress=True,
         )
     left_out = f", {len(done.left_out)} left out" if done.left_out else ""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.describe.orientation import ORIENTATIONS
 from capsdesc.images.video import Sampling
 from capsdesc.keypoints import DEFAULT_DETECTOR, DETECTORS, OWN
 from capsdesc.matching import MAX_SHIFT
+from capsdesc.pipelines.ray import Engine
 
 
 def positive(text: str) -> int:
@@ -40,6 +42,18 @@ def add_weights_option(parser: argparse._ActionsContainer, of: str = "") -> None
 def add_device_option(parser: argparse.ArgumentParser, default: str = "cuda if there is one") -> None:
     """Add the option that chooses where networks run, or whatever else torch computes."""
     parser.add_argument("--device", help=f"cpu, cuda, ... (default: {default})")
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the machines that work."""
+    parser.add_argument(
+        "--engine",
+        choices=get_args(Engine),
+        default="local",
+        help="ray: on the Ray cluster of RAY_ADDRESS, or one started here; its machines share input and output "
+        "(%(default)s)",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="of Ray (default: one a GPU or, without, a CPU)")
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:

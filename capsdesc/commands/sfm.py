@@ -14,6 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from capsdesc.commands.options import (
     add_detector_option,
+    add_engine_options,
     add_matcher_option,
     add_max_keypoints_option,
     add_max_shift_option,
@@ -76,6 +77,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "--compare", choices=("sift",), help="do the same with COLMAP's own SIFT, in OUT/sift, and show both"
     )
     parser.add_argument("--threads", type=int, default=-1, metavar="N", help="(default: all cores)")
+    add_engine_options(parser)
     add_sampling_options(parser)
     add_network_options(parser)
     parser.set_defaults(run=run)
@@ -91,7 +93,16 @@ def run(options: argparse.Namespace) -> int:
             options.weights, detector=options.detector, device=options.device, max_size=options.max_size
         )
         photographs, chosen = _chosen(options)
-        found = reconstruct(photographs, options.out, extractor, config, chosen=chosen, threads=options.threads)
+        found = reconstruct(
+            photographs,
+            options.out,
+            extractor,
+            config,
+            chosen=chosen,
+            threads=options.threads,
+            engine=options.engine,
+            workers=options.workers,
+        )
         results = {"caps": found}
         if options.compare == "sift":
             results["sift"] = reconstruct_with_sift(

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +18,13 @@ from tqdm import tqdm
 
 from capsdesc.describe.orientation import Orientation, check_orientation
 from capsdesc.devices import usable_device
-from capsdesc.io.files import sweep
+from capsdesc.io.files import sweep, sweep_folder
 from capsdesc.io.hloc import ScoredMatches, check_features, pair_name, read_features, read_names, write_matches
-from capsdesc.io.locks import sole_use
+from capsdesc.io.locks import lock_path, sole_use
 from capsdesc.matching import MAX_SHIFT, match
 from capsdesc.matching.rows import as_torch
+from capsdesc.pipelines.blocks import Block, cut_into_blocks
+from capsdesc.pipelines.ray import Engine, check_engine, share_out
 from capsdesc.types import Features, Matches, MatchMethod
 
 logger = logging.getLogger(__name__)
@@ -114,6 +117,76 @@ def _moved(features: Features, device: torch.device) -> Features:
     )
 
 
+def match_on_cluster(
+    pairs: Sequence[tuple[str, str]],
+    load: Callable[[str], Features],
+    folder: Path,
+    *,
+    lock: Path,
+    origin: Mapping[str, Any],
+    ratio: float | None = None,
+    max_shift: float | None = None,
+    method: MatchMethod = "nearest",
+    device: torch.device | str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Iterator[Block]:
+    """Match pairs of images on a Ray cluster, as :func:`match_listed` does.
+
+    Pairs are cut into blocks. Workers read the features and write the matches of each block to a file of its own;
+    blocks whose files an earlier run left are not matched again.
+
+    Args:
+        pairs: as for :func:`match_listed`, likewise those not named here.
+        load: the same, by an absolute path, for workers to call.
+        folder: for the files of the blocks, on storage that all machines see; made where it is not there.
+        lock: as for :func:`capsdesc.pipelines.ray.share_out`, which says what is raised.
+        origin: tells features from others under the same names, for JSON.
+        workers: as for :func:`capsdesc.pipelines.ray.share_out`.
+        progress: whether to show progress on standard error, where that is a terminal.
+
+    Returns:
+        Blocks that are matched, those that were so before the others.
+    """
+    settings = {**origin, "ratio": ratio if method == "nearest" else None, "max_shift": max_shift, "method": method}
+    blocks = cut_into_blocks(pairs, folder.absolute(), settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep_folder(folder, ".npz")
+    # Listed, not asked for one by one: shared storage may remember for a while that a file was not there.
+    written = {path.name for path in folder.iterdir()}
+    done = [block for block in blocks if block.path.name in written]
+    left = [block for block in blocks if block.path.name not in written]
+    work = functools.partial(_match_blocks, load=load, ratio=ratio, max_shift=max_shift, method=method, device=device)
+    kind = usable_device(device or "cpu")
+    with tqdm(total=len(pairs), desc="matches", unit="pair", disable=None if progress else True) as bar:
+        for block in done:
+            bar.update(len(block.pairs))
+            yield block
+        for block in share_out(left, work, lock=lock, device=kind, per_task=1, workers=workers):
+            bar.update(len(block.pairs))
+            yield block
+
+
+def _match_blocks(
+    blocks: Sequence[Block],
+    threads: int,
+    *,
+    load: Callable[[str], Features],
+    ratio: float | None,
+    max_shift: float | None,
+    method: MatchMethod,
+    device: torch.device | str | None,
+) -> Iterator[Block]:
+    """What a worker does: each block once its file is written."""
+    torch.set_num_threads(threads)
+    for block in blocks:
+        found = match_listed(
+            block.pairs, load, ratio=ratio, max_shift=max_shift, method=method, device=device, progress=False
+        )
+        block.write([(len(pair.features[0]), scored(pair)) for pair in found])
+        yield block
+
+
 @dataclasses.dataclass(frozen=True)
 class PairMatching:
     """What became of listed pairs.
@@ -136,15 +209,19 @@ def match_pairs(
     max_shift: float | None = None,
     method: MatchMethod = "nearest",
     device: torch.device | str | None = None,
+    engine: Engine = "local",
+    workers: int | None = None,
     progress: bool = False,
 ) -> PairMatching:
     """Match pairs of images of a features file and write hloc's matches file, whole or not at all.
 
     Matches are mutual nearest neighbours, see :func:`capsdesc.match`. Their score is (1 + c) / 2 for the cosine c of
     the angle between the descriptors, which is what hloc's nearest neighbours give; with ``method="context"`` it is the
-    matcher's. A pair that the file cannot hold,
-    as hloc's format gives it the name of another one, and a pair of an image whose features are broken are logged as a
-    warning and left out; both are found before any pair is matched.
+    matcher's. A pair that the file cannot hold, as hloc's format gives it the name of another one, and a pair of an image
+    whose features are broken are logged as a warning and left out; both are found before any pair is matched.
+
+    With ``engine="ray"`` workers of a Ray cluster match, as :func:`match_on_cluster` does, and keep matches in a folder
+    beside the output, ``OUTPUT.h5.parts``, until all pairs are done: a run that was stopped goes on where it was.
 
     Args:
         features: file of hloc's format, see :mod:`capsdesc.io.hloc`.
@@ -154,18 +231,21 @@ def match_pairs(
         max_shift: as for :func:`capsdesc.match`, or ``None`` for no check.
         method: as for :func:`match_listed`.
         device: where to match; ``None``: on the CPU.
+        engine: ``"local"``, in this process, or ``"ray"``.
+        workers: of Ray; ``None``: as many as the cluster has CPUs, or GPUs where ``device`` is one.
         progress: whether to show progress on standard error, where that is a terminal.
 
     Returns:
         What became of the pairs.
 
     Raises:
-        ImportError: h5py is not installed.
+        ImportError: h5py is not installed, or Ray is asked for and not installed.
         OSError: ``features`` is not there or no HDF5 file, ``output`` cannot be written, or another run is at work on
             it.
-        ValueError: an image is not in ``features``, ``ratio`` or ``max_shift`` is out of range, or there are no
-            derivatives for ``max_shift``.
+        ValueError: an image is not in ``features``, ``ratio``, ``max_shift``, ``engine`` or ``workers`` is out of
+            range, or there are no derivatives for ``max_shift``.
     """
+    check_engine(engine, workers)
     unique: dict[frozenset[str], tuple[str, str]] = {}
     for pair in pairs:
         unique.setdefault(frozenset(pair), pair)
@@ -178,17 +258,38 @@ def match_pairs(
         for names, what in left_out.items():
             logger.warning("left out %s and %s: %s", *names, what)
         kept = [names for names in unique.values() if names not in left_out]
-        found = match_listed(
-            kept,
-            lambda name: read_features(features, name),
-            ratio=ratio,
-            max_shift=max_shift,
-            method=method,
-            device=device,
-            progress=None if progress else False,
-        )
-        write_matches(output, ((pair.names, len(pair.features[0]), scored(pair)) for pair in found))
+        settings: dict[str, Any] = {"ratio": ratio, "max_shift": max_shift, "method": method, "device": device}
+        if engine == "ray":
+            parts = Path(f"{os.fspath(output)}.parts")
+            blocks = match_on_cluster(
+                kept,
+                functools.partial(read_features, Path(features).absolute()),
+                parts,
+                lock=lock_path(output, is_folder=False),
+                origin=_origin(Path(features)),
+                workers=workers,
+                progress=progress,
+                **settings,
+            )
+            # In the order of the pairs, whichever block was done first.
+            matched = sorted(blocks, key=lambda block: block.pairs)
+            write_matches(output, (pair for block in matched for pair in block.read()))
+            shutil.rmtree(parts)
+        else:
+            found = match_listed(
+                kept,
+                lambda name: read_features(features, name),
+                progress=None if progress else False,
+                **settings,
+            )
+            write_matches(output, ((pair.names, len(pair.features[0]), scored(pair)) for pair in found))
     return PairMatching(tuple(kept), left_out)
+
+
+def _origin(features: Path) -> dict[str, Any]:
+    """Tells a file from what was there before; to read all of it would take as long as to match."""
+    status = features.stat()
+    return {"features": [status.st_size, status.st_mtime_ns]}
 
 
 def _unfit_pairs(features: str | os.PathLike[str], pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:

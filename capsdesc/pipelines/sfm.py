@@ -9,15 +9,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Collection, Sequence
+import shutil
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from capsdesc.describe.extractor import CAPSExtractor
 from capsdesc.io.colmap import import_pycolmap
 from capsdesc.io.database import ColmapDatabase, check_camera_model
-from capsdesc.io.locks import sole_use
+from capsdesc.io.locks import lock_path, sole_use
 from capsdesc.io.npz import load_features
 from capsdesc.keypoints import Detector, SIFTDetector, default_detector
 from capsdesc.pipelines.colmap import (
@@ -32,7 +34,8 @@ from capsdesc.pipelines.colmap import (
     reconstruct_models,
 )
 from capsdesc.pipelines.extract import extract_images, feature_settings
-from capsdesc.pipelines.match import MatchingConfig, match_listed
+from capsdesc.pipelines.match import MatchingConfig, match_listed, match_on_cluster
+from capsdesc.pipelines.ray import Engine, check_engine
 from capsdesc.pipelines.retrieval import retrieved_pairs
 from capsdesc.pipelines.stores import NpzFolder
 from capsdesc.pipelines.summary import Reconstruction, Record
@@ -118,6 +121,8 @@ def reconstruct(
     *,
     chosen: Collection[str] | None = None,
     threads: int = -1,
+    engine: Engine = "local",
+    workers: int | None = None,
 ) -> Reconstruction:
     """Reconstruct photographs from keypoints that CAPS describes.
 
@@ -133,16 +138,21 @@ def reconstruct(
         config: how; ``None`` is the default.
         chosen: names of the photographs that take part, their paths below the folder; ``None`` for all.
         threads: number of threads of all but the network, -1 for all cores.
+        engine: ``"local"``, in this process, or ``"ray"``: photographs are described and matched by workers of a Ray
+            cluster, as :func:`extract_images` and :func:`match_on_cluster` do, while COLMAP verifies and maps here.
+            ``out`` and ``photographs`` are on storage that all machines see.
+        workers: of Ray, as for :func:`extract_images`.
 
     Raises:
-        ImportError: pycolmap is not installed.
+        ImportError: pycolmap is not installed, or Ray is asked for and not installed.
         FileNotFoundError: there is no folder ``photographs``.
         FileExistsError: ``out/sparse`` holds models that come from elsewhere.
         BlockingIOError: another run is at work in ``out``.
         ValueError: fewer than two photographs can be read, ``out`` lies in ``photographs`` or has results of other
-            settings or weights, or ``threads`` is neither positive nor -1.
+            settings or weights, or ``threads``, ``engine`` or ``workers`` is out of range.
     """
     config = config or SfmConfig()
+    check_engine(engine, workers)
     images = find_photographs(photographs)
     if chosen is not None:
         images = {name: images[name] for name in images if name in chosen}
@@ -160,12 +170,21 @@ def reconstruct(
                 orientation=config.orientation,
                 derivatives=config.max_shift is not None,
                 threads=None if threads == -1 else threads,
+                engine=engine,
+                workers=workers,
                 progress=True,
             )
         names = [name for name in images if name not in extraction.broken]
         refused = _import_images(workspace, names, config)
         names = [name for name in names if name not in refused]
         check_enough(names, photographs)
+
+        def match_features() -> None:
+            left = _pairs_left(workspace.database, names, sink, config)
+            if engine == "ray":
+                _match_on_cluster(workspace.database, left, sink, config, features, extractor.device, workers)
+            else:
+                _match(workspace.database, left, sink, config, extractor.device)
 
         def write_keypoints() -> None:
             with ColmapDatabase(workspace.database) as database:
@@ -177,7 +196,7 @@ def reconstruct(
             workspace,
             names,
             find_features=write_keypoints,
-            match_features=lambda: _match(workspace.database, names, sink, config, extractor.device),
+            match_features=match_features,
             stage=lambda stage: record.stage("caps", stage),
         )
         return record.finish("caps", names, models)
@@ -260,16 +279,24 @@ def _import_images(workspace: Workspace, names: Sequence[str], config: SfmConfig
     return refused
 
 
-def _match(path: Path, names: Sequence[str], sink: NpzFolder, config: SfmConfig, device: torch.device) -> None:
-    """Match the pairs that are not matched yet."""
+def _pairs_left(path: Path, names: Sequence[str], sink: NpzFolder, config: SfmConfig) -> list[tuple[str, str]]:
+    """The pairs that are not matched yet."""
     if config.pairs == "retrieval":
         pairs = retrieved_pairs(names, sink, config.neighbours)
     else:
         pairs = generated_pairs(path, names, colmap_pairing(config.pairs, config.overlap))
     with ColmapDatabase(path) as database:
+        return [pair for pair in pairs if not database.has_matches(*pair)]
+
+
+def _match(
+    path: Path, pairs: Sequence[tuple[str, str]], sink: NpzFolder, config: SfmConfig, device: torch.device
+) -> None:
+    """Match pairs in this process."""
+    with ColmapDatabase(path) as database:
         found = match_listed(
-            [pair for pair in pairs if not database.has_matches(*pair)],
-            lambda name: load_features(sink.path(name)),
+            pairs,
+            sink.read,
             ratio=config.ratio,
             max_shift=config.max_shift,
             method=config.matcher,
@@ -278,3 +305,37 @@ def _match(path: Path, names: Sequence[str], sink: NpzFolder, config: SfmConfig,
         )
         for pair in found:
             database.write_matches(*pair.names, pair.matches)
+
+
+def _match_on_cluster(
+    path: Path,
+    pairs: Sequence[tuple[str, str]],
+    sink: NpzFolder,
+    config: SfmConfig,
+    origin: Mapping[str, Any],
+    device: torch.device,
+    workers: int | None,
+) -> None:
+    """Match pairs on a Ray cluster, and put the matches into the database when all of them are there.
+
+    So a run that was stopped while it matched cuts the same pairs into the same blocks.
+    """
+    folder = path.with_name("matches.parts")
+    blocks = match_on_cluster(
+        pairs,
+        sink.absolute().read,
+        folder,
+        lock=lock_path(path.parent, is_folder=True),
+        origin=origin,
+        ratio=config.ratio,
+        max_shift=config.max_shift,
+        method=config.matcher,
+        device=device,
+        workers=workers,
+    )
+    matched = sorted(blocks, key=lambda block: block.pairs)
+    with ColmapDatabase(path) as database:
+        for block in matched:
+            for names, _, found in block.read():
+                database.write_matches(*names, found.indices)
+    shutil.rmtree(folder)
