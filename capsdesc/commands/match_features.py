@@ -17,10 +17,10 @@ from capsdesc.commands.options import (
     add_max_shift_option,
     add_ratio_option,
 )
-from capsdesc.io.hloc import have_derivatives
 from capsdesc.io.pairs import read_pairs
 from capsdesc.matching import MAX_SHIFT
 from capsdesc.pipelines.match import match_pairs
+from capsdesc.pipelines.stores import feature_source
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +29,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Register ``match-features`` among the subcommands of ``capsdesc``; its ``run`` takes the parsed arguments."""
     parser = commands.add_parser(
         "match-features",
-        description="Match pairs of images whose features `capsdesc extract -o FEATURES.h5` wrote, or hloc. "
+        description="Match pairs of images whose features `capsdesc extract` wrote, or hloc. "
         "A pair listed in both orders is matched once. A pair that cannot be matched or kept is reported and left out; "
         "the others are matched, and the exit code is 1.",
     )
-    parser.add_argument("features", type=Path, metavar="FEATURES.h5")
+    parser.add_argument("features", type=Path, help="features file of hloc, or folder of .npz files")
     parser.add_argument("pairs", type=Path, metavar="PAIRS.txt", help="two names of images on each line")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="MATCHES.h5")
     add_matcher_option(parser)
@@ -74,7 +74,7 @@ def _max_shift(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) ->
     if "max_shift" in options:
         given: float | None = options.max_shift
         return given
-    if have_derivatives(options.features, {name for pair in pairs for name in pair}):
+    if feature_source(options.features).have_derivatives({name for pair in pairs for name in pair}):
         return MAX_SHIFT
     logger.warning("%s has no derivatives, as `capsdesc extract` keeps: matches are not checked", options.features)
     return None

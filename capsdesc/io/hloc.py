@@ -194,13 +194,25 @@ def check_features(path: str | os.PathLike[str], names: Iterable[str]) -> dict[s
     with import_h5py().File(path, "r") as file:
         for name in sorted(names):
             try:
-                descriptors = _features_in(file, name, path).descriptors
+                check_descriptors(name, _features_in(file, name, path).descriptors, path)
             except ValueError as error:
                 broken[name] = str(error)
-                continue
-            if not np.isfinite(descriptors).all():
-                broken[name] = f"descriptors of {name!r} in {os.fspath(path)} are not finite"
     return broken
+
+
+def check_descriptors(name: str, descriptors: Any, path: str | os.PathLike[str]) -> None:
+    """Refuse descriptors of an image that hloc's files hold no matches of.
+
+    Raises:
+        ValueError: they are not finite, or under several views.
+    """
+    if not np.isfinite(descriptors).all():
+        raise ValueError(f"descriptors of {name!r} in {os.fspath(path)} are not finite")
+    if descriptors.ndim != 2:
+        raise ValueError(
+            f"descriptors of {name!r} in {os.fspath(path)} have shape {tuple(descriptors.shape)}; expected (N, D), as "
+            "orientation 'upright' gives"
+        )
 
 
 def _features_in(file: Any, name: str, path: str | os.PathLike[str]) -> Features:

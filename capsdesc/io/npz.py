@@ -75,3 +75,12 @@ def settings_in(path: Path) -> str | None:
             return str(stored["settings"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
+
+
+def holds_derivatives(path: Path) -> bool:
+    """Whether there are derivatives in an archive."""
+    try:
+        with np.load(path) as stored:
+            return "derivatives" in stored.files
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
+        return False

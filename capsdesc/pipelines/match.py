@@ -19,12 +19,13 @@ from tqdm import tqdm
 from capsdesc.describe.orientation import Orientation, check_orientation
 from capsdesc.devices import usable_device
 from capsdesc.io.files import sweep, sweep_folder
-from capsdesc.io.hloc import ScoredMatches, check_features, pair_name, read_features, read_names, write_matches
+from capsdesc.io.hloc import ScoredMatches, pair_name, write_matches
 from capsdesc.io.locks import lock_path, sole_use
 from capsdesc.matching import MAX_SHIFT, match
 from capsdesc.matching.rows import as_torch
 from capsdesc.pipelines.blocks import Block, cut_into_blocks
 from capsdesc.pipelines.ray import Engine, check_engine, share_out
+from capsdesc.pipelines.stores import HlocFile, NpzFolder, feature_source
 from capsdesc.types import Features, Matches, MatchMethod
 
 logger = logging.getLogger(__name__)
@@ -137,11 +138,15 @@ def match_on_cluster(
     blocks whose files an earlier run left are not matched again.
 
     Args:
-        pairs: as for :func:`match_listed`, likewise those not named here.
-        load: the same, by an absolute path, for workers to call.
+        pairs: as for :func:`match_listed`.
+        load: likewise, by an absolute path, for workers to call.
         folder: for the files of the blocks, on storage that all machines see; made where it is not there.
         lock: as for :func:`capsdesc.pipelines.ray.share_out`, which says what is raised.
         origin: tells features from others under the same names, for JSON.
+        ratio: as for :func:`match_listed`.
+        max_shift: likewise.
+        method: likewise.
+        device: likewise.
         workers: as for :func:`capsdesc.pipelines.ray.share_out`.
         progress: whether to show progress on standard error, where that is a terminal.
 
@@ -213,18 +218,18 @@ def match_pairs(
     workers: int | None = None,
     progress: bool = False,
 ) -> PairMatching:
-    """Match pairs of images of a features file and write hloc's matches file, whole or not at all.
+    """Match pairs of images whose features are in files, and write hloc's matches file, whole or not at all.
 
     Matches are mutual nearest neighbours, see :func:`capsdesc.match`. Their score is (1 + c) / 2 for the cosine c of
     the angle between the descriptors, which is what hloc's nearest neighbours give; with ``method="context"`` it is the
-    matcher's. A pair that the file cannot hold, as hloc's format gives it the name of another one, and a pair of an image
-    whose features are broken are logged as a warning and left out; both are found before any pair is matched.
+    matcher's. A pair that the file cannot hold, as hloc's format gives it the name of another one, and a pair of an
+    image whose features are broken are logged as a warning and left out; both are found before any pair is matched.
 
     With ``engine="ray"`` workers of a Ray cluster match, as :func:`match_on_cluster` does, and keep matches in a folder
     beside the output, ``OUTPUT.h5.parts``, until all pairs are done: a run that was stopped goes on where it was.
 
     Args:
-        features: file of hloc's format, see :mod:`capsdesc.io.hloc`.
+        features: file of hloc's format, see :mod:`capsdesc.io.hloc`, or folder of archives, see :class:`NpzFolder`.
         pairs: names of two images each; of a pair in both orders the first is taken.
         output: the matches file; replaced if it exists.
         ratio: of the ratio test, or ``None`` for none.
@@ -249,12 +254,13 @@ def match_pairs(
     unique: dict[frozenset[str], tuple[str, str]] = {}
     for pair in pairs:
         unique.setdefault(frozenset(pair), pair)
-    missing = sorted({name for pair in pairs for name in pair} - set(read_names(features)))
+    source = feature_source(features)
+    missing = sorted({name for pair in pairs for name in pair} - set(source.names()))
     if missing:
         raise ValueError(f"pairs name {len(missing)} images that are not in {features}, the first is {missing[0]!r}")
     with sole_use(output, is_folder=False):
         sweep(Path(output))
-        left_out = _unfit_pairs(features, list(unique.values()))
+        left_out = _unfit_pairs(source, list(unique.values()))
         for names, what in left_out.items():
             logger.warning("left out %s and %s: %s", *names, what)
         kept = [names for names in unique.values() if names not in left_out]
@@ -263,10 +269,10 @@ def match_pairs(
             parts = Path(f"{os.fspath(output)}.parts")
             blocks = match_on_cluster(
                 kept,
-                functools.partial(read_features, Path(features).absolute()),
+                source.absolute().read,
                 parts,
                 lock=lock_path(output, is_folder=False),
-                origin=_origin(Path(features)),
+                origin=source.origin(),
                 workers=workers,
                 progress=progress,
                 **settings,
@@ -278,7 +284,7 @@ def match_pairs(
         else:
             found = match_listed(
                 kept,
-                lambda name: read_features(features, name),
+                source.read,
                 progress=None if progress else False,
                 **settings,
             )
@@ -286,15 +292,9 @@ def match_pairs(
     return PairMatching(tuple(kept), left_out)
 
 
-def _origin(features: Path) -> dict[str, Any]:
-    """Tells a file from what was there before; to read all of it would take as long as to match."""
-    status = features.stat()
-    return {"features": [status.st_size, status.st_mtime_ns]}
-
-
-def _unfit_pairs(features: str | os.PathLike[str], pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+def _unfit_pairs(source: NpzFolder | HlocFile, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """What is wrong with those pairs that cannot be matched or kept."""
-    broken = check_features(features, {name for pair in pairs for name in pair})
+    broken = source.check({name for pair in pairs for name in pair})
     unfit: dict[tuple[str, str], str] = {}
     called: dict[frozenset[str], tuple[str, str]] = {}
     for names in pairs:

@@ -9,13 +9,22 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
-from typing import Protocol
+from typing import Any, Protocol
 
 from capsdesc.io.files import atomic_path, is_temporary, sweep, sweep_folder
 from capsdesc.io.hdf5 import import_h5py
-from capsdesc.io.hloc import read_features, read_names, read_settings, refuse_integers, write_features
+from capsdesc.io.hloc import (
+    check_descriptors,
+    check_features,
+    have_derivatives,
+    read_features,
+    read_names,
+    read_settings,
+    refuse_integers,
+    write_features,
+)
 from capsdesc.io.locks import lock_path, sole_use
-from capsdesc.io.npz import load_features, save_features, settings_in
+from capsdesc.io.npz import holds_derivatives, load_features, save_features, settings_in
 from capsdesc.io.storage import Store
 from capsdesc.io.text import not_utf8
 from capsdesc.types import Features
@@ -61,6 +70,11 @@ def feature_sink(path: str | os.PathLike[str], store: Store = "float32") -> Feat
     return HlocFile(path, store) if Path(path).suffix.lower() in HLOC_SUFFIXES else NpzFolder(path, store)
 
 
+def feature_source(path: str | os.PathLike[str]) -> NpzFolder | HlocFile:
+    """Features that were written: a folder of archives, or else a file of hloc, whatever it is called."""
+    return NpzFolder(path) if Path(path).is_dir() else HlocFile(path)
+
+
 class NpzFolder:
     """A folder with a file ``NAME.npz`` for each image, see :func:`save_features`.
 
@@ -90,9 +104,32 @@ class NpzFolder:
         """The file of an image."""
         return self.folder / f"{name}.npz"
 
+    def names(self) -> list[str]:
+        """Names of all images whose features are here, sorted."""
+        files = (path for path in self.folder.rglob("*.npz") if not is_temporary(path))
+        return sorted(path.relative_to(self.folder).as_posix().removesuffix(".npz") for path in files)
+
     def read(self, name: str) -> Features:
         """The features of an image, see :func:`load_features`."""
         return load_features(self.path(name))
+
+    def have_derivatives(self, names: Iterable[str]) -> bool:
+        """Whether all of these images that are here have derivatives."""
+        return all(holds_derivatives(path) for path in map(self.path, names) if path.exists())
+
+    def check(self, names: Iterable[str]) -> dict[str, str]:
+        """What is wrong with the features of those images that cannot be matched upright."""
+        broken = {}
+        for name in sorted(names):
+            try:
+                check_descriptors(name, self.read(name).descriptors, self.folder)
+            except (OSError, ValueError) as error:
+                broken[name] = str(error)
+        return broken
+
+    def origin(self) -> dict[str, Any]:
+        """What tells these features from others of the same images, for JSON: one folder holds those of one kind."""
+        return {"settings": next((settings_in(self.path(name)) for name in self.names()), None)}
 
     @contextlib.contextmanager
     def sole_use(self) -> Iterator[None]:
@@ -197,6 +234,27 @@ class HlocFile:
         self._settings = settings
         self._parts.write(name, features, settings)
 
+    def names(self) -> list[str]:
+        """Names of all images in the file, sorted; see :func:`read_names`."""
+        return read_names(self.path)
+
+    def read(self, name: str) -> Features:
+        """The features of an image in the file, see :func:`read_features`."""
+        return read_features(self.path, name)
+
+    def have_derivatives(self, names: Iterable[str]) -> bool:
+        """See :func:`capsdesc.io.hloc.have_derivatives`."""
+        return have_derivatives(self.path, names)
+
+    def check(self, names: Iterable[str]) -> dict[str, str]:
+        """See :func:`check_features`."""
+        return check_features(self.path, names)
+
+    def origin(self) -> dict[str, Any]:
+        """What tells this file from another one of its name, for JSON; to read all of it would take too long."""
+        status = self.path.stat()
+        return {"size": status.st_size, "modified": status.st_mtime_ns}
+
     def require(self, names: Iterable[str]) -> None:
         """Make sure that the features of these images, which were written here or by workers, are in the folder.
 
@@ -219,23 +277,18 @@ class HlocFile:
         settings = self._settings or settings_in(self._parts.path(spooled[0]))
         kept = sorted(set(self._written()) - set(spooled))
         features = itertools.chain(
-            ((name, read_features(self.path, name)) for name in kept),
+            ((name, self.read(name)) for name in kept),
             ((name, self._parts.read(name)) for name in spooled),
         )
         write_features(self.path, features, settings=settings, store=self.store)
         shutil.rmtree(self._parts.folder)
 
     def _spooled(self) -> list[str]:
-        folder = self._parts.folder
-        names = [
-            path.relative_to(folder).as_posix().removesuffix(".npz")
-            for path in folder.rglob("*.npz")
-            if not is_temporary(path)
-        ]
+        names = self._parts.names()
         return sorted(set(names) - set(not_utf8(names)))
 
     def _written(self) -> list[str]:
-        return read_names(self.path) if self.path.exists() else []
+        return self.names() if self.path.exists() else []
 
     def _written_settings(self) -> str | None:
         return read_settings(self.path) if self.path.exists() else None

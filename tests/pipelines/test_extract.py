@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -20,7 +19,6 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
-import ray
 import torch
 
 from capsdesc import CAPSExtractor, Features, Keypoints
@@ -313,6 +311,7 @@ def test_errors_in_writing_end_the_work(caps: CAPSExtractor, photos: Path) -> No
         ({"engine": "ray", "workers": 0}, "workers is 0"),
         ({"workers": 2}, "workers is 2, but engine is 'local'"),
         ({"orientation": "down"}, "orientation is 'down'; expected one of 'upright', 'any'"),
+        ({"engine": "ray"}, "the sink is a Memory; expected an NpzFolder or HlocFile"),
         ({"engine": "dask"}, "engine is 'dask'; expected one of 'local', 'ray'"),
     ],
 )
@@ -600,42 +599,3 @@ def test_extract_replaces_the_features_of_an_earlier_run_where_told_to(
     assert main([*command(7), "--overwrite", "--threads", "1"]) == 0
     assert_holds_features(output / "a.png.npz", caps, image, 7)
     assert files_below(output) == ["a.png.npz"]
-
-
-# Ray
-
-
-@pytest.fixture
-def cluster() -> Iterator[None]:
-    """Ray on two CPUs of this machine, in processes of their own."""
-    address = os.environ.pop("RAY_ADDRESS", None)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
-    if address is not None:
-        os.environ["RAY_ADDRESS"] = address
-
-
-@pytest.mark.usefixtures("cluster")
-def test_ray_writes_what_one_machine_writes(
-    caps: CAPSExtractor, network: list[str], photos: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    """Slow: Ray takes some ten seconds to start."""
-    not_utf8, broken = "cafe.png", "broken.png"
-    if sys.platform == "linux":
-        not_utf8, broken = os.fsdecode(b"caf\xe9.png"), os.fsdecode(b"bris\xe9.png")
-    (photos / broken).write_bytes(b"no image")
-    (photos / "a.png").rename(photos / not_utf8)
-    output = tmp_path / "features"
-    command = ["extract", str(photos), "-o", str(output), *network, "--max-keypoints", "30"]
-    assert main([*command, "--engine", "ray", "--workers", "2"]) == 1
-    assert "described 4 of 5 images" in capsys.readouterr().out
-    for name in (not_utf8, "b.png", "c.png", "sub/d.png"):
-        assert_holds_features(output / f"{name}.npz", caps, photos / name, 30)
-    assert len(files_below(output)) == 4
-    # On one machine the rest is done, with the same settings.
-    (photos / broken).unlink()
-    before = stamps(output)
-    assert main(command) == 0
-    assert stamps(output) == before
-    assert ray.is_initialized()
