@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from capsdesc.io.files import atomic_path
 from capsdesc.io.hloc import ScoredMatches
@@ -63,17 +65,18 @@ class Block:
 
 
 def cut_into_blocks(pairs: Sequence[tuple[str, str]], folder: Path, settings: Mapping[str, Any]) -> list[Block]:
-    """Cut pairs into blocks, sorted by their first image, so that a block comes back to the same images.
+    """Cut pairs into blocks such that each comes back to the same images, as these must be read.
 
-    Blocks of the same pairs and settings are the same on every run, whatever the workers: files that a stopped run left
-    are found again, and files of other settings are not.
+    Images are put into an order in which those that are paired stand close together, and pairs into that of their
+    images. Blocks of the same pairs and settings are the same on every run, whatever the workers: files that a stopped
+    run left are found again, and files of other settings are not.
 
     Args:
         pairs: names of two images each.
         folder: where the files of the blocks are.
         settings: all that matches depend on beside the names, for JSON.
     """
-    ordered = sorted(pairs)
+    ordered = _close_together(sorted(pairs))
     size = min(_MAX_PAIRS, max(_MIN_PAIRS, -(-len(ordered) // _BLOCKS)))
     blocks = []
     for start in range(0, len(ordered), size):
@@ -81,3 +84,16 @@ def cut_into_blocks(pairs: Sequence[tuple[str, str]], folder: Path, settings: Ma
         digest = hashlib.sha256(json.dumps([settings, block], sort_keys=True).encode()).hexdigest()
         blocks.append(Block(block, folder / f"{digest[:32]}.npz"))
     return blocks
+
+
+def _close_together(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs in an order in which those that share images are near to each other (Cuthill and McKee, 1969)."""
+    if not pairs:
+        return []
+    names, both = np.unique(np.array(pairs, dtype=object), return_inverse=True)
+    rows, columns = both.reshape(-1, 2).T
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(len(names), len(names))).tocsr()
+    places = np.empty(len(names), dtype=np.int64)
+    places[reverse_cuthill_mckee((graph + graph.T).tocsr(), symmetric_mode=True)] = np.arange(len(names))
+    ends = np.sort(places[np.stack([rows, columns], axis=1)], axis=1)
+    return [pairs[k] for k in np.lexsort((ends[:, 1], ends[:, 0]))]
