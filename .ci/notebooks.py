@@ -38,12 +38,12 @@ def without_progress(notebook: nbformat.NotebookNode) -> None:
 if __name__ == "__main__":
     for path in map(Path, sys.argv[1:]) if sys.argv[1:] else sorted(FOLDER.glob("*.ipynb")):
         start = time.monotonic()
-        notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+        notebook = nbformat.read(path, as_version=4)
         execute(notebook, path.resolve().parent)
         without_progress(notebook)
         notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec",)} | {
             "language_info": {"name": "python"},
             KEY: fingerprint(notebook),
         }
-        nbformat.write(notebook, path)  # type: ignore[no-untyped-call]
+        nbformat.write(notebook, path)
         print(f"{path.name}: {time.monotonic() - start:.0f} s, {path.stat().st_size:,} bytes")
