@@ -9,12 +9,10 @@ from __future__ import annotations
 import importlib
 import pickle
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from capsdesc.pipelines.engine import MAX_THREADS
@@ -24,14 +22,21 @@ Engine = Literal["local", "ray"]
 Work: TypeAlias = Callable[[Sequence[Any], int], Iterator[Any]]
 
 
+# How often items are begun anew when their worker dies: they may be what it dies of.
+_RETRIES = 3
+
+
 class _Worker:
-    """What an actor does with a batch of items: results, or the error that ended the work."""
+    """What an actor does with some items: results, the last of which may be the error that ended the work.
+
+    What is sent is pickled here, since to Ray itself names must be UTF-8.
+    """
 
     def __init__(self, work: Work, threads: int, lock: Path) -> None:
         self.work, self.threads, self.lock = work, threads, lock
 
-    def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        items = [pickle.loads(item) for item in batch["item"].tolist()]
+    def run(self, items: bytes) -> bytes:
+        results = []
         try:
             # What is written to another disk would be lost with the machine, and never be seen.
             if not self.lock.exists():
@@ -39,26 +44,20 @@ class _Worker:
                     f"the worker on {platform.node()} does not see {self.lock}, which the driver wrote: with engine "
                     "'ray' the output must be on storage that all machines see under the same path"
                 )
-            for result in self.work(items, self.threads):
-                yield _row(result)
+            results.extend(self.work(pickle.loads(items), self.threads))
         # Errors of input and of disks reach the user as without Ray; what else happens Ray reports, with the traceback.
         except (OSError, ValueError) as error:
-            yield _row(error)
-
-
-def _row(result: object) -> dict[str, npt.NDArray[Any]]:
-    # As bytes, since names need be no UTF-8.
-    return {"result": np.array([pickle.dumps(result)], dtype=object)}
+            results.append(error)
+        return pickle.dumps(results)
 
 
 def import_ray() -> Any:
-    """The ray module, with ray.data.
+    """The ray module.
 
     Raises:
         ImportError: it is not installed; the message says how to install it.
     """
     try:
-        importlib.import_module("ray.data")
         return importlib.import_module("ray")
     except ImportError as error:
         raise ImportError("engine is 'ray', which needs Ray: pip install \"capsdesc[ray]\"") from error
@@ -104,42 +103,47 @@ def share_out(
         device: where the work is done. A worker takes one CPU, and one GPU if this is one.
         per_task: how many items a worker is handed at once.
         threads: of each worker; ``None``: its share of the cluster's CPUs, at most 8.
-        workers: how many; ``None``: as many as the cluster has GPUs, or CPUs where ``device`` is the CPU.
+        workers: how many at most; ``None``: as many as the cluster has GPUs, or CPUs where ``device`` is the CPU.
 
     Raises:
         OSError, ValueError: a worker raised it.
         ValueError: the cluster has no such device.
     """
     ray = import_ray()
-    if not items:
+    batches = [items[start : start + per_task] for start in range(0, len(items), per_task)]
+    if not batches:
         return
     started = not ray.is_initialized()
     if started:
         ray.init()
+    actors = []
     try:
         resources = ray.cluster_resources()
         on_gpu = device.type != "cpu"
-        tasks = -(-len(items) // per_task)
-        workers = workers or min(int(resources.get("GPU" if on_gpu else "CPU", 0)), len(items))
+        workers = min(workers or int(resources.get("GPU" if on_gpu else "CPU", 0)), len(batches))
         if workers == 0:
             raise ValueError(f"the device is {device}, and the Ray cluster has no such device")
         threads = threads or min(max(1, int(resources.get("CPU", 1)) // workers), MAX_THREADS)
-        # Its bars would be drawn over the one of this run.
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = [{"item": pickle.dumps(item)} for item in items]
-        done = ray.data.from_items(rows, override_num_blocks=max(tasks, min(workers, len(items)))).map_batches(
-            _Worker,
-            fn_constructor_args=(work, threads, lock),
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            batch_size=None,
-            num_cpus=1,
-            num_gpus=1 if on_gpu else 0,
-        )
-        for row in done.iter_rows():
-            result = pickle.loads(row["result"])
-            if isinstance(result, Exception):
-                raise result
-            yield result
+        options = {"num_cpus": 1, "num_gpus": int(on_gpu), "max_restarts": -1, "max_task_retries": _RETRIES}
+        kind, sent = ray.remote(**options)(_Worker), ray.put(work)
+        actors = [kind.remote(sent, threads, lock) for _ in range(workers)]
+        # First nothing: a worker for which there is no room yet, or ever, is to hold nothing back.
+        at_work = {actor.run.remote(pickle.dumps([])): (actor, 0) for actor in actors}
+        left, waiting = len(batches), iter(batches)
+        while left:
+            (ready,), _ = ray.wait(list(at_work))
+            actor, count = at_work.pop(ready)
+            results = pickle.loads(ray.get(ready))
+            left -= count
+            if (batch := next(waiting, None)) is not None:
+                at_work[actor.run.remote(pickle.dumps(batch))] = (actor, 1)
+            for result in results:
+                if isinstance(result, Exception):
+                    raise result
+                yield result
     finally:
         if started:
             ray.shutdown()
+        else:
+            for actor in actors:
+                ray.kill(actor)
