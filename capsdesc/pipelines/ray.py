@@ -32,8 +32,10 @@ class _Worker:
     What is sent is pickled here, since to Ray itself names must be UTF-8.
     """
 
-    def __init__(self, work: Work, threads: int, lock: Path) -> None:
-        self.work, self.threads, self.lock = work, threads, lock
+    def __init__(self, work: Sequence[Any], threads: int, lock: Path) -> None:
+        # A list with the object's reference, as Ray complains of actors that may be restarted and are given the object.
+        (self.work,) = import_ray().get(work)
+        self.threads, self.lock = threads, lock
 
     def run(self, items: bytes) -> bytes:
         results = []
@@ -126,7 +128,7 @@ def share_out(
         threads = threads or min(max(1, int(resources.get("CPU", 1)) // workers), MAX_THREADS)
         options = {"num_cpus": 1, "num_gpus": int(on_gpu), "max_restarts": -1, "max_task_retries": _RETRIES}
         kind, sent = ray.remote(**options)(_Worker), ray.put(work)
-        actors = [kind.remote(sent, threads, lock) for _ in range(workers)]
+        actors = [kind.remote([sent], threads, lock) for _ in range(workers)]
         # First nothing: a worker for which there is no room yet, or ever, is to hold nothing back.
         at_work = {actor.run.remote(pickle.dumps([])): (actor, 0) for actor in actors}
         left, waiting = len(batches), iter(batches)
