@@ -32,13 +32,15 @@ class _Worker:
     What is sent is pickled here, since to Ray itself names must be UTF-8.
     """
 
-    def __init__(self, work: Sequence[Any], threads: int, lock: Path) -> None:
-        # A list with the object's reference, as Ray complains of actors that may be restarted and are given the object.
-        (self.work,) = import_ray().get(work)
+    def __init__(self, threads: int, lock: Path) -> None:
         self.threads, self.lock = threads, lock
+        self.work: Work | None = None
 
-    def run(self, items: bytes) -> bytes:
-        results = []
+    def run(self, sent: Sequence[Any], items: bytes) -> bytes:
+        # Not sent to the constructor, since Ray warns of actors that get large arguments and may be restarted.
+        if self.work is None:
+            (self.work,) = import_ray().get(sent)
+        results: list[Any] = []
         try:
             # What is written to another disk would be lost with the machine, and never be seen.
             if not self.lock.exists():
@@ -127,10 +129,10 @@ def share_out(
             raise ValueError(f"the device is {device}, and the Ray cluster has no such device")
         threads = threads or min(max(1, int(resources.get("CPU", 1)) // workers), MAX_THREADS)
         options = {"num_cpus": 1, "num_gpus": int(on_gpu), "max_restarts": -1, "max_task_retries": _RETRIES}
-        kind, sent = ray.remote(**options)(_Worker), ray.put(work)
-        actors = [kind.remote([sent], threads, lock) for _ in range(workers)]
+        kind, sent = ray.remote(**options)(_Worker), [ray.put(work)]
+        actors = [kind.remote(threads, lock) for _ in range(workers)]
         # First nothing: a worker for which there is no room yet, or ever, is to hold nothing back.
-        at_work = {actor.run.remote(pickle.dumps([])): (actor, 0) for actor in actors}
+        at_work = {actor.run.remote(sent, pickle.dumps([])): (actor, 0) for actor in actors}
         left, waiting = len(batches), iter(batches)
         while left:
             (ready,), _ = ray.wait(list(at_work))
@@ -138,7 +140,7 @@ def share_out(
             results = pickle.loads(ray.get(ready))
             left -= count
             if (batch := next(waiting, None)) is not None:
-                at_work[actor.run.remote(pickle.dumps(batch))] = (actor, 1)
+                at_work[actor.run.remote(sent, pickle.dumps(batch))] = (actor, 1)
             for result in results:
                 if isinstance(result, Exception):
                     raise result
