@@ -9,11 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 # How a table of times calls a method, how a table of accuracy does, and what people do.
@@ -60,7 +55,8 @@ def draw(times: dict[str, Any], results: Sequence[dict[str, Any]], size: str) ->
     if not tables:
         raise ValueError(f"no table of detecting and describing at {size}; there are {_titles(times)}")
     milliseconds = {row["name"]: 1e3 * row["median"] for row in tables[0]["rows"]}
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(PANELS))
     for panel, (kind, group, metric, title) in zip(axes, PANELS, strict=True):
         scores = {row["method"]: row["summary"][group][metric] for row in results if row["kind"] == kind}
         for timed, (judged, label) in METHODS.items():
