@@ -26,6 +26,7 @@ from capsdesc.commands.options import (
     add_ratio_option,
     add_seed_option,
     extractor_of,
+    positive,
 )
 from capsdesc.commands.results import (
     MATCH_FILES,
@@ -43,14 +44,17 @@ from capsdesc.io.pairs import read_pairs
 from capsdesc.matching import match
 from capsdesc.pipelines.extract import extract_images, name_images
 from capsdesc.pipelines.match import MatchedPair, match_listed
+from capsdesc.pipelines.retrieval import retrieved_pairs
 from capsdesc.pipelines.stores import NpzFolder
 from capsdesc.types import Array, RelativePose
 from capsdesc.visualization import draw_matches
 
 DESCRIPTION = """\
-Match two images, or the images of a folder: each with each, or the pairs of a list, with a line of names and numbers
-for each pair. With intrinsics the relative pose is estimated, without them a homography.
+Match two images, or the images of a folder: each with each, the pairs of a list, or those that look alike as a whole,
+with a line of names and numbers for each pair. With intrinsics the relative pose is estimated, without them a
+homography.
 """
+RETRIEVAL = "retrieval"
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -58,7 +62,14 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser: argparse.ArgumentParser = commands.add_parser("match", description=DESCRIPTION)
     parser.add_argument("image0", type=Path, metavar="image0|FOLDER")
     parser.add_argument("image1", type=Path, nargs="?")
-    parser.add_argument("--pairs", type=Path, metavar="TXT", help="of the folder: two names of images on each line")
+    parser.add_argument(
+        "--pairs",
+        metavar="TXT|retrieval",
+        help="of the folder: a file with two names of images on each line, or each image with those most like it",
+    )
+    parser.add_argument(
+        "--neighbours", type=positive, default=20, metavar="N", help="of each image, by retrieval (%(default)s)"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -122,7 +133,9 @@ def _match_folder(options: argparse.Namespace) -> int:
     check_outputs(options.output, pairs="many")
     cameras = _cameras(options)
     images = name_images([options.image0])
-    pairs = list(itertools.combinations(images, 2)) if options.pairs is None else read_pairs(options.pairs)
+    retrieved = options.pairs == RETRIEVAL
+    each_with_each = options.pairs is None or retrieved
+    pairs = list(itertools.combinations(images, 2)) if each_with_each else read_pairs(Path(options.pairs))
     wanted = dict.fromkeys(name for pair in pairs for name in pair)
     missing = [name for name in wanted if name not in images]
     if missing:
@@ -141,6 +154,8 @@ def _match_folder(options: argparse.Namespace) -> int:
             derivatives=True,
             progress=True,
         )
+        if retrieved:
+            pairs = retrieved_pairs([name for name in wanted if name not in done.broken], store, options.neighbours)
         found = match_listed(
             [pair for pair in pairs if done.broken.keys().isdisjoint(pair)],
             lambda name: load_features(store.path(name)),

@@ -1,7 +1,7 @@
 """Which images of many may show the same things, so that not each must be matched with each.
 
-An image is described as a whole by VLAD: for each of a few visual words, clusters of the local descriptors, the sum of
-the differences between the word and the descriptors nearest to it (Jegou et al., CVPR 2010), each of unit length
+An image is described as a whole by VLAD: for each of a few visual words, some of the local descriptors, the sum of the
+differences between the word and the descriptors nearest to it (Jegou et al., CVPR 2010), each of unit length
 (Arandjelovic and Zisserman, CVPR 2013).
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.cluster.vq import kmeans2, vq
+from scipy.cluster.vq import vq
 from tqdm import tqdm
 
 from capsdesc.io.npz import load_features
@@ -20,12 +20,14 @@ from capsdesc.pipelines.stores import NpzFolder
 from capsdesc.types import Array, Features
 
 WORDS = 64
-_ITERATIONS = 10
 _TINY = np.float32(1e-12)
 
 
 def visual_words(descriptors: Array, count: int = WORDS) -> Array:
-    """Cluster local descriptors of many images.
+    """Draw visual words among local descriptors of many images.
+
+    They are no centres of clusters: differences from these sum to zero over the images that they come from, so that of
+    few images those that show the same look opposite.
 
     Args:
         descriptors: (N, D) float.
@@ -34,11 +36,7 @@ def visual_words(descriptors: Array, count: int = WORDS) -> Array:
     Returns:
         (count, D) words, the same on every run.
     """
-    seeds = np.random.default_rng(0).permutation(len(descriptors))[:count]
-    if len(seeds) == 0:
-        return descriptors[:0]
-    words, _ = kmeans2(descriptors, descriptors[seeds], _ITERATIONS, minit="matrix")
-    return np.asarray(words)
+    return descriptors[np.random.default_rng(0).permutation(len(descriptors))[:count]]
 
 
 def describe_globally(descriptors: Array, words: Array) -> Array:

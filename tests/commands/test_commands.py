@@ -405,6 +405,16 @@ def test_a_folder_is_matched_pair_by_pair(
     fails(capsys, ["match", str(photographs), *options, "-o", str(tmp_path / "a.npz")], r"many pairs.*\.csv")
 
 
+def test_photographs_that_look_alike_are_matched(tmp_path: Path, capsys: Capture) -> None:
+    for name in ("relief_0", "relief_1", "tankard_0", "tankard_1"):
+        shutil.copy(Path(__file__).parents[2] / "examples" / "data" / f"{name}.jpg", tmp_path)
+    options = ["--weights", "small", "--max-keypoints", "300", "--max-size", "480", "--device", "cpu"]
+    assert main(["match", str(tmp_path), "--pairs", "retrieval", "--neighbours", "1", *options]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    pairs = {frozenset(line.split("\t")[:2]) for line in lines}
+    assert pairs == {frozenset({"relief_0.jpg", "relief_1.jpg"}), frozenset({"tankard_0.jpg", "tankard_1.jpg"})}
+
+
 # locate
 
 
