@@ -357,7 +357,7 @@ def test_images_of_one_place_are_nearest_to_each_other() -> None:
         for _ in range(4)
     ]
     images = [image.astype(np.float32) for image in seen]
-    words = visual_words(np.concatenate(images), 4)
+    words = visual_words(np.concatenate(images))
     described = [describe_globally(image, words) for image in images]
     np.testing.assert_allclose(np.linalg.norm(described, axis=1), 1, rtol=1e-5)
     pairs = nearest_pairs([image[None] for image in described], 3)
