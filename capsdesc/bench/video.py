@@ -22,7 +22,6 @@ FRAME = (640, 480)
 FRAMES = 8
 # Pixels that the view moves along x and y from one frame to the next.
 STEP = (6, 3)
-METHODS = ("caps", "caps-small", "xfeat", "orb")
 
 
 def moving_view(image: UInt8Array, frames: int = FRAMES, size: tuple[int, int] = FRAME) -> list[UInt8Array]:
@@ -65,7 +64,7 @@ def video_contests(image: UInt8Array, *, max_keypoints: int, weights: str | None
     yield Contest(
         "video",
         f"a frame of {width} x {height}: at most {max_keypoints} keypoints, matched with the frame before",
-        tuple(Contestant(name, partial(_tracking, loaders[name], frames)) for name in METHODS),
+        tuple(Contestant(name, partial(_tracking, load, frames)) for name, load in loaders.items()),
         count=1,
         unit="frames",
     )

@@ -53,16 +53,16 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run ``capsdesc export``; returns the exit code."""
-    if options.int8 is not None and options.matcher is None:
-        _export_int8(options)
-    elif options.int8 is not None:
-        raise ValueError("--int8 is of a descriptor, and --matcher writes a matcher; give one of the two")
-    elif options.matcher is None:
-        export_onnx(options.onnx, options.weights)
-    elif options.weights is None:
+    if options.matcher is not None:
+        if options.int8 is not None:
+            raise ValueError("--int8 is of a descriptor, and --matcher writes a matcher; give one of the two")
+        if options.weights is not None:
+            raise ValueError("--weights are of a descriptor, and --matcher writes a matcher; give one of the two")
         export_matcher_onnx(options.onnx, options.matcher or None)
+    elif options.int8 is not None:
+        _export_int8(options)
     else:
-        raise ValueError("--weights are of a descriptor, and --matcher writes a matcher; give one of the two")
+        export_onnx(options.onnx, options.weights)
     print(f"wrote {options.onnx}")
     return 0
 

@@ -15,6 +15,7 @@ from capsdesc.commands.options import (
     add_network_options,
     add_orientation_option,
     add_sampling_options,
+    add_threads_option,
     extractor_of,
     sampling_of,
 )
@@ -60,9 +61,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="type of descriptors in the output: float16 takes half the bytes, int8 a quarter (%(default)s)",
     )
     parser.add_argument("--overwrite", action="store_true", help="describe images again that are in the output")
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="images at work at a time (default: one a CPU, up to 8)"
-    )
+    add_threads_option(parser)
     add_engine_options(parser)
     add_sampling_options(parser)
     add_network_options(parser)

@@ -14,14 +14,10 @@ import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from capsdesc.commands.options import (
-    add_detector_option,
     add_json_option,
-    add_matcher_option,
-    add_max_keypoints_option,
-    add_max_shift_option,
+    add_matching_options,
     add_network_options,
-    add_orientation_option,
-    add_ratio_option,
+    add_threads_option,
 )
 from capsdesc.commands.results import say_written, write_picture
 from capsdesc.io.files import atomic_path
@@ -82,16 +78,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         metavar="N",
         help="a pose with fewer counts as not found (%(default)s)",
     )
-    add_max_keypoints_option(parser, LocalizeConfig.max_keypoints)
-    add_detector_option(parser)
-    add_orientation_option(parser)
-    add_matcher_option(parser)
-    add_ratio_option(parser, LocalizeConfig.ratio)
-    add_max_shift_option(parser, LocalizeConfig.max_shift)
+    add_matching_options(parser, LocalizeConfig.max_keypoints, LocalizeConfig.ratio)
     parser.add_argument("--no-pictures", action="store_true", help="write no pictures of the matches")
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="images at work at a time (default: one a CPU, up to 8)"
-    )
+    add_threads_option(parser)
     add_json_option(parser)
     add_network_options(parser)
     parser.set_defaults(run=run)

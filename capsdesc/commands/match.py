@@ -16,14 +16,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from capsdesc.commands.options import (
-    add_detector_option,
     add_json_option,
-    add_matcher_option,
-    add_max_keypoints_option,
-    add_max_shift_option,
+    add_matching_options,
     add_network_options,
-    add_orientation_option,
-    add_ratio_option,
     add_seed_option,
     extractor_of,
     positive,
@@ -44,7 +39,7 @@ from capsdesc.io.pairs import read_pairs
 from capsdesc.matching import match
 from capsdesc.pipelines.extract import extract_images, name_images
 from capsdesc.pipelines.match import MatchedPair, match_listed
-from capsdesc.pipelines.retrieval import retrieved_pairs
+from capsdesc.pipelines.retrieval import NEIGHBOURS, retrieved_pairs
 from capsdesc.pipelines.stores import NpzFolder
 from capsdesc.types import Array, RelativePose
 from capsdesc.visualization import draw_matches
@@ -68,7 +63,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="of the folder: a file with two names of images on each line, or each image with those most like it",
     )
     parser.add_argument(
-        "--neighbours", type=positive, default=20, metavar="N", help="of each image, by retrieval (%(default)s)"
+        "--neighbours",
+        type=positive,
+        default=NEIGHBOURS,
+        metavar="N",
+        help="of each image, by retrieval (%(default)s)",
     )
     parser.add_argument(
         "-o",
@@ -85,12 +84,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         parser.add_argument(
             name, nargs=4, type=float, metavar=("FX", "FY", "CX", "CY"), help=f"intrinsics of {which}, in pixels"
         )
-    add_max_keypoints_option(parser)
-    add_detector_option(parser)
-    add_orientation_option(parser)
-    add_matcher_option(parser)
-    add_ratio_option(parser)
-    add_max_shift_option(parser)
+    add_matching_options(parser)
     parser.add_argument("--threshold", type=float, metavar="PX", help="of inliers (default: 1 for a pose, else 3)")
     parser.add_argument("--backend", choices=("opencv", "poselib"), default="opencv", help="robust estimator")
     add_seed_option(parser, "the robust estimator")
@@ -133,10 +127,12 @@ def _match_folder(options: argparse.Namespace) -> int:
     check_outputs(options.output, pairs="many")
     cameras = _cameras(options)
     images = name_images([options.image0])
-    retrieved = options.pairs == RETRIEVAL
-    each_with_each = options.pairs is None or retrieved
-    pairs = list(itertools.combinations(images, 2)) if each_with_each else read_pairs(Path(options.pairs))
-    wanted = dict.fromkeys(name for pair in pairs for name in pair)
+    pairs: Sequence[tuple[str, str]] | None = None  # by retrieval, as soon as the images are described
+    if options.pairs is None:
+        pairs = list(itertools.combinations(images, 2))
+    elif options.pairs != RETRIEVAL:
+        pairs = read_pairs(Path(options.pairs))
+    wanted = images if pairs is None else dict.fromkeys(name for pair in pairs for name in pair)
     missing = [name for name in wanted if name not in images]
     if missing:
         raise ValueError(f"{options.pairs} names {len(missing)} images that are not in {options.image0}: {missing[0]}")
@@ -154,7 +150,7 @@ def _match_folder(options: argparse.Namespace) -> int:
             derivatives=True,
             progress=True,
         )
-        if retrieved:
+        if pairs is None:
             pairs = retrieved_pairs([name for name in wanted if name not in done.broken], store, options.neighbours)
         found = match_listed(
             [pair for pair in pairs if done.broken.keys().isdisjoint(pair)],

@@ -133,6 +133,25 @@ def _shift(text: str) -> float | None:
     return None if text == "none" else float(text)
 
 
+def add_matching_options(
+    parser: argparse.ArgumentParser, max_keypoints: int = 2048, ratio: float | None = None
+) -> None:
+    """Add all that says how images are described and matched, but for the network; with these defaults."""
+    add_max_keypoints_option(parser, max_keypoints)
+    add_detector_option(parser)
+    add_orientation_option(parser)
+    add_matcher_option(parser)
+    add_ratio_option(parser, ratio)
+    add_max_shift_option(parser)
+
+
+def add_threads_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option of how many images are described side by side."""
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="images at work at a time (default: one a CPU, up to 8)"
+    )
+
+
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose frames of videos and images of folders; :func:`sampling_of` reads them."""
     group = parser.add_argument_group("of videos, and of folders of frames")

@@ -12,14 +12,9 @@ import cv2
 import numpy as np
 
 from capsdesc.commands.options import (
-    add_detector_option,
     add_json_option,
-    add_matcher_option,
-    add_max_keypoints_option,
-    add_max_shift_option,
+    add_matching_options,
     add_network_options,
-    add_orientation_option,
-    add_ratio_option,
     add_seed_option,
     extractor_of,
     positive,
@@ -92,12 +87,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--fill", type=float, metavar="VALUE", help="where MOVING shows nothing (default: its nodata value, or 0)"
     )
-    add_max_keypoints_option(parser)
-    add_detector_option(parser)
-    add_orientation_option(parser)
-    add_matcher_option(parser)
-    add_ratio_option(parser)
-    add_max_shift_option(parser)
+    add_matching_options(parser)
     parser.add_argument("--backend", choices=("opencv", "poselib"), default="opencv", help="estimator of homographies")
     add_seed_option(parser, "the robust estimator")
     add_network_options(parser)

@@ -13,14 +13,9 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from capsdesc.commands.options import (
-    add_detector_option,
     add_engine_options,
-    add_matcher_option,
-    add_max_keypoints_option,
-    add_max_shift_option,
+    add_matching_options,
     add_network_options,
-    add_orientation_option,
-    add_ratio_option,
     add_sampling_options,
     sampling_of,
 )
@@ -44,12 +39,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         type=Path,
         help="folder for features/, database.db, sparse/ and summary.json; of a video, for its frames in images/ too",
     )
-    add_max_keypoints_option(parser, SfmConfig.max_keypoints)
-    add_detector_option(parser)
-    add_orientation_option(parser)
-    add_matcher_option(parser)
-    add_ratio_option(parser, SfmConfig.ratio)
-    add_max_shift_option(parser, SfmConfig.max_shift)
+    add_matching_options(parser, SfmConfig.max_keypoints, SfmConfig.ratio)
     parser.add_argument(
         "--pairs",
         choices=PAIRINGS,

@@ -22,18 +22,15 @@ CHALLENGE_METRES = tuple(np.geomspace(0.2, 5, 10).tolist())
 
 
 @dataclasses.dataclass(frozen=True)
-class HomographyRow:
-    """What was measured on a :class:`HomographyPair`.
+class PairRow:
+    """What every row says of its pair.
 
     Attributes:
         pair: its name.
-        group: its group.
+        group: what it is summed up with: a sequence or scene, its difficulty, or its category.
         keypoints0: number of keypoints in image 0.
         keypoints1: number of keypoints in image 1.
         matches: number of matches.
-        repeatability: share of keypoints that are found again in the other image within 1 and 3 px.
-        matching_accuracy: share of matches within 1, 2, .. 10 px.
-        corner_error: mean distance of the corners of image 0 under the estimated and the true homography, px.
     """
 
     pair: str
@@ -41,32 +38,34 @@ class HomographyRow:
     keypoints0: int
     keypoints1: int
     matches: int
+
+
+@dataclasses.dataclass(frozen=True)
+class HomographyRow(PairRow):
+    """What was measured on a :class:`HomographyPair`, beside :class:`PairRow`'s.
+
+    Attributes:
+        repeatability: share of keypoints that are found again in the other image within 1 and 3 px.
+        matching_accuracy: share of matches within 1, 2, .. 10 px.
+        corner_error: mean distance of the corners of image 0 under the estimated and the true homography, px.
+    """
+
     repeatability: tuple[float, ...]
     matching_accuracy: tuple[float, ...]
     corner_error: float
 
 
 @dataclasses.dataclass(frozen=True)
-class PoseRow:
-    """What was measured on a :class:`PosePair`.
+class PoseRow(PairRow):
+    """What was measured on a :class:`PosePair`, beside :class:`PairRow`'s.
 
     Attributes:
-        pair: its name.
-        group: its difficulty.
-        keypoints0: number of keypoints in image 0.
-        keypoints1: number of keypoints in image 1.
-        matches: number of matches.
         inliers: those that agree with the estimated pose.
         rotation_error: angle of the estimated against the true rotation, degrees.
         translation_error: angle between the directions of translation, sign disregarded, degrees.
         baseline: distance between the cameras in metres; None where the benchmark does not tell it.
     """
 
-    pair: str
-    group: str
-    keypoints0: int
-    keypoints1: int
-    matches: int
     inliers: int
     rotation_error: float
     translation_error: float
@@ -86,25 +85,15 @@ class PoseRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class EpipolarRow:
-    """What was measured on a :class:`~capsdesc.evaluation.datasets.CorrespondencePair`.
+class EpipolarRow(PairRow):
+    """What was measured on a :class:`~capsdesc.evaluation.datasets.CorrespondencePair`, beside :class:`PairRow`'s.
 
     Attributes:
-        pair: its name.
-        group: its category.
-        keypoints0: number of keypoints in image 0.
-        keypoints1: number of keypoints in image 1.
-        matches: number of matches.
         inliers: those that agree with the estimated fundamental matrix.
         recall: share of the marked points that agree with it within 1, 2, .. 20 px, by the symmetric epipolar distance
             in pixels of the files.
     """
 
-    pair: str
-    group: str
-    keypoints0: int
-    keypoints1: int
-    matches: int
     inliers: int
     recall: tuple[float, ...]
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from capsdesc.models.network import COARSE_STRIDE, FINE_STRIDE, UpConv
 from capsdesc.weights import resolve
 from capsdesc.weights.context import load_context
 
+_Seen = TypeVar("_Seen")
 # Old enough for runtimes of 2022, and without any operator these maps would gain by.
 _OPSET = 17
 # At this size every upsampled map lacks a row and a column, so that adding them, as many as it takes, is in the graph.
@@ -61,7 +62,7 @@ def export_onnx(output: str | os.PathLike[str], weights: str | os.PathLike[str] 
         OSError: The file cannot be written.
         RuntimeError: ONNX Runtime computes other maps than torch.
     """
-    _check_packages()
+    check_packages()
     with atomic_path(output) as temporary:
         resolved = resolve(weights)
         maps = _Maps(resolved.build(), resolved.config)
@@ -73,7 +74,7 @@ def export_onnx(output: str | os.PathLike[str], weights: str | os.PathLike[str] 
             "image": "RGB in 0..1, normalised in the graph",
             "source": resolved.source,
         }
-        _finish(temporary, properties, lambda session: _compare(maps, session))
+        finish(temporary, properties, lambda session: _compare(maps, session))
 
 
 @isolated()
@@ -111,7 +112,7 @@ def export_matcher_onnx(output: str | os.PathLike[str], weights: str | os.PathLi
         OSError: The file cannot be written.
         RuntimeError: ONNX Runtime computes other scores than torch.
     """
-    _check_packages()
+    check_packages()
     with atomic_path(output) as temporary:
         network = load_context(weights)
         scores = _Scores(network)
@@ -133,7 +134,7 @@ def export_matcher_onnx(output: str | os.PathLike[str], weights: str | os.PathLi
             "config": network.config.to_json(),
             "source": "bundled" if weights is None else os.fspath(weights),
         }
-        _finish(temporary, properties, lambda session: _compare_scores(scores, session))
+        finish(temporary, properties, lambda session: _compare_scores(scores, session))
 
 
 class _Scores(nn.Module):
@@ -177,7 +178,8 @@ def _compare_scores(scores: _Scores, session: Any) -> None:
             )
 
 
-def _check_packages() -> None:
+def check_packages() -> None:
+    """Raise ImportError, which says how to install them, where onnx or onnxruntime is missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -185,8 +187,17 @@ def _check_packages() -> None:
         raise ImportError(f"exporting to ONNX needs {error.name}: pip install 'capsdesc[onnx]'") from error
 
 
-def _finish(path: Path, properties: dict[str, str], compare: Callable[[Any], None]) -> None:
-    """Give the graph in a file its metadata, once it is seen to compute the right thing."""
+def finish(path: Path, properties: dict[str, str], compare: Callable[[Any], _Seen]) -> _Seen:
+    """Give the graph in a file its metadata, once it is seen to compute the right thing.
+
+    Args:
+        path: the file.
+        properties: the metadata; the version of this package is added.
+        compare: is given the runtime's session of the graph, and raises where that is wrong.
+
+    Returns:
+        What ``compare`` does.
+    """
     import onnx
     import onnxruntime
 
@@ -194,8 +205,9 @@ def _finish(path: Path, properties: dict[str, str], compare: Callable[[Any], Non
     onnx.helper.set_model_props(model, properties | {"capsdesc": metadata.version("capsdesc")})
     onnx.checker.check_model(model)
     data = model.SerializeToString()
-    compare(onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]))
+    seen = compare(onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]))
     path.write_bytes(data)
+    return seen
 
 
 class _Maps(nn.Module):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from capsdesc.images import read_image, shrink
 from capsdesc.io.files import atomic_path
+from capsdesc.onnx.export import check_packages, finish
 from capsdesc.types import Float32Array
 
 CALIBRATION_EDGE = 480
@@ -66,13 +67,12 @@ def quantize_onnx(
         OSError: a file cannot be read or written.
         ValueError: there is no photograph, or one cannot be decoded.
     """
-    try:
-        import onnx
-        import onnxruntime
-        from onnxruntime import quantization
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-    except ImportError as error:
-        raise ImportError(f"8-bit integers need {error.name}: pip install 'capsdesc[onnx]'") from error
+    check_packages()
+    import onnx
+    import onnxruntime
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
     if not photographs:
         raise ValueError("there is no photograph to calibrate 8-bit integers on; give some of the kind to be described")
     chosen = np.unique(np.linspace(0, len(photographs) - 1, MAX_PHOTOGRAPHS).round().astype(int))
@@ -100,17 +100,10 @@ def quantize_onnx(
             weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=["Conv"],
         )
-        model = onnx.load(temporary)
         properties = {entry.key: entry.value for entry in onnx.load(source, load_external_data=False).metadata_props}
-        onnx.helper.set_model_props(model, properties | {"computes": "8-bit integers"})
-        onnx.checker.check_model(model)
-        data = model.SerializeToString()
-        before, after = (
-            onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]) for file in (os.fspath(source), data)
-        )
-        agreement = _agreement(before, after, images)
-        temporary.write_bytes(data)
-    return agreement
+        before = onnxruntime.InferenceSession(os.fspath(source), providers=["CPUExecutionProvider"])
+        properties["computes"] = "8-bit integers"
+        return finish(temporary, properties, lambda after: _agreement(before, after, images))
 
 
 def _image(path: str | os.PathLike[str]) -> Float32Array:

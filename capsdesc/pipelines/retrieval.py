@@ -20,6 +20,8 @@ from capsdesc.pipelines.stores import NpzFolder
 from capsdesc.types import Array, Features
 
 WORDS = 64
+NEIGHBOURS = 20
+"""With how many others an image is paired unless it is said."""
 _TINY = np.float32(1e-12)
 
 
@@ -142,7 +144,9 @@ class RetrievalIndex:
 
 
 def retrieved_pairs(names: Sequence[str], sink: NpzFolder, neighbours: int) -> list[tuple[str, str]]:
-    """Names of the images that may show the same things, by the features in a folder."""
+    """Names of the images that may show the same things, by the features in a folder; none of fewer than two images."""
+    if len(names) < 2:
+        return []
     return RetrievalIndex.build(names, lambda name: load_features(sink.path(name))).pairs(neighbours)
 
 

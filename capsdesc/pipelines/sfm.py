@@ -36,7 +36,7 @@ from capsdesc.pipelines.colmap import (
 from capsdesc.pipelines.extract import extract_images, feature_settings
 from capsdesc.pipelines.match import MatchingConfig, match_listed, match_on_cluster
 from capsdesc.pipelines.ray import Engine, check_engine
-from capsdesc.pipelines.retrieval import retrieved_pairs
+from capsdesc.pipelines.retrieval import NEIGHBOURS, retrieved_pairs
 from capsdesc.pipelines.stores import NpzFolder
 from capsdesc.pipelines.summary import Reconstruction, Record
 from capsdesc.weights import Weights, resolve
@@ -75,7 +75,7 @@ class SfmConfig(MatchingConfig):
 
     pairs: str = "exhaustive"
     overlap: int = 10
-    neighbours: int = 20
+    neighbours: int = NEIGHBOURS
     camera_model: str = "SIMPLE_RADIAL"
     single_camera: bool = False
 

@@ -413,6 +413,10 @@ def test_photographs_that_look_alike_are_matched(tmp_path: Path, capsys: Capture
     _, *lines = capsys.readouterr().out.splitlines()
     pairs = {frozenset(line.split("\t")[:2]) for line in lines}
     assert pairs == {frozenset({"relief_0.jpg", "relief_1.jpg"}), frozenset({"tankard_0.jpg", "tankard_1.jpg"})}
+    for name in ("relief_1", "tankard_0", "tankard_1"):
+        (tmp_path / f"{name}.jpg").unlink()
+    assert main(["match", str(tmp_path), "--pairs", "retrieval", *options]) == 0
+    assert capsys.readouterr().out.splitlines() == ["image0\timage1\tmatches\tinliers"]
 
 
 # locate
