@@ -1,7 +1,7 @@
-"""What each part of the default training recipe is worth: the same short run without it, judged on the same benchmarks.
+"""What each part of the recipe from an ImageNet encoder is worth: the same short run without it, judged alike.
 
-Every run has the same data, steps and seed; the last one has another seed, and so shows what a difference must exceed.
-A killed script goes on where it was when it is called again.
+Every run has the same data and seed, and but for one the same steps; the last one has another seed, and so shows what a
+difference must exceed. A killed script goes on where it was when it is called again.
 """
 
 from __future__ import annotations
@@ -16,37 +16,50 @@ from typing import Any
 
 from capsdesc.io.files import atomic_path
 
+BATCH_SIZE = 4
+
 _NO_RELIABILITY = ("model.reliability=false", "model.fine_dim=128", "loss.reliability=0")
-_PAPER_LOSSES = ("data.planar_share=0", "loss.contrastive=0", "loss.matching=0", *_NO_RELIABILITY)
-_NO_LIGHT = ("data.augmentation.gamma=0", *(f"data.augmentation.{name}=0" for name in ("white_balance", "night")))
-_NO_LIGHT += tuple(f"data.augmentation.{name}=0" for name in ("shadow", "lamp", "haze"))
+_NO_KEYPOINTS = ("model.keypoints=false", "loss.keypoints=0")
+_PAPER_LOSSES = ("data.planar_share=0", "loss.contrastive=0", "loss.matching=0", *_NO_RELIABILITY, *_NO_KEYPOINTS)
+_NO_LIGHT = tuple(
+    f"data.augmentation.{name}=0" for name in ("gamma", "white_balance", "night", "shadow", "lamp", "haze")
+)
 _NO_SENSOR = ("data.augmentation.sensor=0", "data.augmentation.style=0")
 _NO_POOR_CAMERA = tuple(f"data.augmentation.{name}=0" for name in ("resample", "blur", "motion", "noise", "jpeg"))
-# The changes to the default recipe of each run.
-RUNS: dict[str, tuple[str, ...]] = {
-    "the whole recipe": (),
-    "no homography pairs": ("data.planar_share=0", *_NO_RELIABILITY),
-    "no contrastive loss": ("loss.contrastive=0",),
-    "no matching loss": ("loss.matching=0",),
-    "no reliability": _NO_RELIABILITY,
-    "no turns and zooms": (
-        "data.turn_sigma=0",
-        "data.zoom_sigma=0",
-        "data.planar_turn_sigma=0",
-        "data.planar_zoom=[1,1]",
-    ),
-    "no photometric augmentation": ("data.augmentation=null",),
-    "no other light": _NO_LIGHT,
-    "no other sensor and style": _NO_SENSOR,
-    "no poor camera": _NO_POOR_CAMERA,
-    "jitter of colours alone": (*_NO_LIGHT, *_NO_SENSOR, *_NO_POOR_CAMERA),
-    "a quarter of the keypoints": ("data.keypoints=384",),
-    "no averaged weights": ("ema=0",),
-    "keypoints of its own": ("model.keypoints=true", "loss.keypoints=1"),
-    "the paper's losses and pairs": _PAPER_LOSSES,
-    "the same, raw features": (*_PAPER_LOSSES, "model.normalize=false"),
-    "the whole recipe, another seed": ("seed=1",),
-}
+
+
+def runs(steps: int, width: int, height: int) -> dict[str, tuple[str, ...]]:
+    """The changes to the recipe of each run of so many steps with views of this size."""
+    return {
+        "the whole recipe": (),
+        "another seed": ("seed=1",),
+        "half of the steps": (f"steps={steps // 2}",),
+        "four times the views, of half the size": (
+            f"data.width={width // 2}",
+            f"data.height={height // 2}",
+            f"batch_size={4 * BATCH_SIZE}",
+        ),
+        "no other light": _NO_LIGHT,
+        "no other sensor and style": _NO_SENSOR,
+        "no poor camera": _NO_POOR_CAMERA,
+        "jitter of colours alone": (*_NO_LIGHT, *_NO_SENSOR, *_NO_POOR_CAMERA),
+        "no photometric augmentation": ("data.augmentation=null",),
+        "no turns and zooms": (
+            "data.turn_sigma=0",
+            "data.zoom_sigma=0",
+            "data.planar_turn_sigma=0",
+            "data.planar_zoom=[1,1]",
+        ),
+        "no homography pairs": ("data.planar_share=0", *_NO_RELIABILITY, *_NO_KEYPOINTS),
+        "no contrastive loss": ("loss.contrastive=0",),
+        "no matching loss": ("loss.matching=0",),
+        "a quarter of the keypoints to match": ("data.keypoints=384",),
+        "no reliability": _NO_RELIABILITY,
+        "no keypoints of its own": _NO_KEYPOINTS,
+        "no averaged weights": ("ema=0",),
+        "the paper's losses and pairs": _PAPER_LOSSES,
+        "the same, raw features": (*_PAPER_LOSSES, "model.normalize=false"),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,13 +72,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--change", type=Path, help="pairs over other light and sensors, in HPatches' layout")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--size", type=int, nargs=2, default=(224, 160), metavar=("W", "H"), help="of training views")
+    parser.add_argument("--only", nargs="+", default=[], metavar="RUN", help="these runs alone, by their names")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the runs and table.md")
     options = parser.parse_args(arguments)
-    models = {name: options.out / name.replace(" ", "-").replace(",", "").replace("'", "") for name in RUNS}
+    changes = runs(options.steps, *options.size)
+    unknown = sorted(set(options.only) - set(changes))
+    if unknown:
+        parser.error(f"--only {', '.join(unknown)}: there are {', '.join(changes)}")
+    models = {
+        name: options.out / name.replace(" ", "-").replace(",", "").replace("'", "")
+        for name in changes
+        if name in (options.only or changes)
+    }
     for name, model in models.items():
         if not (model / "config.json").is_file():
             print(f"== {name}", flush=True)
-            _train(options, model, RUNS[name])
+            _train(options, model, changes[name])
     results = _evaluate(options, models)
     with atomic_path(options.out / "table.md") as path:
         path.write_text(results, encoding="utf-8")
@@ -75,10 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace, model: Path, changes: Sequence[str]) -> None:
     width, height = options.size
-    settings = [f"data.width={width}", f"data.height={height}", "validation_pairs=4", "checkpoint_every=25", *changes]
+    settings = [f"steps={options.steps}", f"batch_size={BATCH_SIZE}", f"data.width={width}", f"data.height={height}"]
+    settings += ["validation_pairs=4", "checkpoint_every=25", *changes]
     _run(
-        *["capsdesc.training", *options.sources, "--encoder", options.encoder, "-o", str(model)],
-        *["--steps", str(options.steps), "--no-tensorboard", "--set", *settings],
+        *["capsdesc.training", *options.sources, "--config", "compact", "--encoder", options.encoder],
+        *["-o", str(model), "--no-tensorboard", "--set", *settings],
     )
 
 

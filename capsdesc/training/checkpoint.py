@@ -50,6 +50,9 @@ class Settings(Protocol):
 
     def to_yaml(self) -> str: ...  # noqa: D102
 
+    @classmethod
+    def from_yaml(cls, text: str) -> Settings: ...  # noqa: D102
+
 
 class RunFolder:
     """A run's folder. Only the main process touches it; the others are told what it holds.
@@ -124,13 +127,21 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
             return None
         state = _read_checkpoint(self.path / CHECKPOINT)
-        earlier, now = (parse_yaml(text, "settings") for text in (state["config"], self.config.to_yaml()))
+        texts = self._completed(state["config"]), self.config.to_yaml()
+        earlier, now = (parse_yaml(text, "settings") for text in texts)
         remedy = "give another folder, or the same settings to resume"
         refuse_other_settings(f"{self.path} holds a run", earlier, now, remedy)
         if state["data"] != self.data:
             raise ValueError(f"{self.path} holds a run on other data; give another folder, or the same data to resume")
         _cut_log(self.path / LOG, state["step"])
         return state
+
+    def _completed(self, text: str) -> str:
+        """A run's settings, with the defaults of those that the version which began it did not have."""
+        try:
+            return type(self.config).from_yaml(text).to_yaml()
+        except ValueError:  # it had others that are gone: they are among the differences
+            return text
 
 
 def _read_checkpoint(path: Path) -> Mapping[str, Any]:

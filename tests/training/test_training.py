@@ -845,6 +845,31 @@ def test_other_settings_in_the_same_folder_are_refused(
     assert_same_run(out, finished_run)
 
 
+def test_a_run_of_before_there_was_a_setting_goes_on(truth: Truth, finished_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished_run, out)
+    state = torch.load(out / CHECKPOINT, weights_only=True)
+    settings = yaml.safe_load(state["config"])
+    assert settings["loss"].pop("distillation") == 0
+    torch.save({**state, "config": yaml.safe_dump(settings)}, out / CHECKPOINT)
+    assert main(arguments(truth.folder, out)) == 0
+    assert (out / LOG).read_bytes() == (finished_run / LOG).read_bytes()
+
+
+@pytest.mark.parametrize(("setting", "value"), [("distillation", 0.5), ("gone", 0.0)])
+def test_a_run_with_a_setting_of_another_version_is_refused(
+    truth: Truth, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, value: float
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished_run, out)
+    state = torch.load(out / CHECKPOINT, weights_only=True)
+    settings = yaml.safe_load(state["config"])
+    settings["loss"][setting] = value
+    torch.save({**state, "config": yaml.safe_dump(settings)}, out / CHECKPOINT)
+    assert main(arguments(truth.folder, out)) == 1
+    assert f"settings that differ in loss.{setting} ({value}, now" in capsys.readouterr().err
+
+
 def test_fine_tuning_starts_from_the_weights(
     truth: Truth, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
