@@ -52,11 +52,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--methods",
         default="rootsift,caps",
         help="of rootsift, caps, caps-any (any orientation), caps-plain (without reliability), xfeat, disk, aliked, "
-        "kornia-sift and kornia-mkd, by commas; with their own keypoints and a learned matcher instead of nearest "
-        "neighbours, aliked-lightglue and disk-lightglue; with matches that pass --max-shift, caps-checked, "
-        "caps-any-checked and caps-plain-checked; caps-context and caps-context-checked, matched by the one "
-        "that sees context; and each of the caps with the network's own keypoints, as caps-keypoints, "
-        "caps-keypoints-any, ... (default: %(default)s)",
+        "kornia-sift and kornia-mkd, by commas; aliked-lightglue and disk-lightglue, matched by LightGlue instead of "
+        "nearest neighbours; with matches that pass --max-shift, caps-checked, caps-any-checked and "
+        "caps-plain-checked; caps-context and caps-context-checked, matched by the one that sees context; and each of "
+        "the caps with the network's own keypoints, as caps-keypoints, caps-keypoints-any, ... (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",
@@ -131,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
     from capsdesc.evaluation import report
     from capsdesc.evaluation.datasets import read_benchmark
     from capsdesc.evaluation.features import FeatureStore
-    from capsdesc.evaluation.methods import Describer, get_methods, get_shared_detector
+    from capsdesc.evaluation.methods import Describer, features_of, get_methods, get_shared_detector
     from capsdesc.evaluation.protocols import Settings, evaluate
 
     kinds, paths = arguments.benchmarks[::2], arguments.benchmarks[1::2]
@@ -178,7 +177,7 @@ def run(arguments: argparse.Namespace) -> int:
     results = []
     for keypoints in ("shared", "own") if arguments.keypoints == "both" else (arguments.keypoints,):
         for method in methods:
-            if keypoints == "shared" and not isinstance(method, Describer):
+            if keypoints == "shared" and not isinstance(features_of(method), Describer):
                 logger.warning("%s cannot describe given keypoints: left out of that table", method.name)
                 continue
             if keypoints == "shared" and arguments.detector != "sift" and getattr(method, "needs_frames", False):

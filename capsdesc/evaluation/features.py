@@ -21,6 +21,7 @@ from capsdesc.evaluation.methods import (
     Differentiator,
     Method,
     Pipeline,
+    features_of,
     installed_version,
 )
 from capsdesc.images import shrink
@@ -93,6 +94,7 @@ class FeatureStore:
         Raises:
             ValueError: the method cannot describe shared keypoints.
         """
+        method = features_of(method)
         missing = [view for view in views if not self._path(view, method, keypoints).exists()]
         for view in tqdm(missing, desc=f"{method.name}, {keypoints} keypoints", unit="image", disable=None):
             image = view.read()
@@ -148,7 +150,7 @@ class FeatureStore:
             FileNotFoundError: they were not exported.
             ValueError: their file is damaged.
         """
-        path = self._path(view, method, keypoints)
+        path = self._path(view, features_of(method), keypoints)
         try:
             with np.load(path) as file:
                 width, height = file["image_size"].tolist()

