@@ -20,6 +20,7 @@ from capsdesc.commands.options import (
 )
 from capsdesc.evaluation.datasets import LAYOUTS
 from capsdesc.evaluation.methods import SHARED_DETECTORS
+from capsdesc.matching.context import MIN_SCORE
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     add_ratio_option(parser)
     add_max_shift_option(parser, more="; of checked methods")
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        default=MIN_SCORE,
+        metavar="S",
+        help="of matches in context: the higher, up to 1, the fewer and the surer (default: %(default)s)",
+    )
     parser.add_argument(
         "--estimator",
         choices=("opencv", "poselib", "paper", "fundamental"),
@@ -149,7 +157,12 @@ def run(arguments: argparse.Namespace) -> int:
         detector=arguments.detector,
     )
     methods = get_methods(
-        arguments.methods.split(","), weights=arguments.weights, device=arguments.device, matcher=arguments.matcher
+        arguments.methods.split(","),
+        weights=arguments.weights,
+        device=arguments.device,
+        matcher=arguments.matcher,
+        min_score=arguments.min_score,
+        max_shift=arguments.max_shift,
     )
     benchmarks = [
         read_benchmark(

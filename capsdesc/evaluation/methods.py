@@ -17,7 +17,7 @@ from capsdesc.evaluation import peers
 from capsdesc.evaluation.classical import ORB, RootSIFT
 from capsdesc.keypoints import Detector, SIFTDetector
 from capsdesc.matching import MAX_SHIFT
-from capsdesc.matching.context import CAPSMatcher
+from capsdesc.matching.context import MIN_SCORE, CAPSMatcher
 from capsdesc.types import Features, Float32Array, Keypoints, Matches, UInt8Array
 from capsdesc.weights import resolve
 
@@ -213,16 +213,32 @@ class CheckedCAPSKeypoints(CAPSKeypoints):
 
 
 class InContext:
-    """Features of ours, matched by a :class:`capsdesc.CAPSMatcher`."""
+    """Features of ours, matched by a :class:`capsdesc.CAPSMatcher`; where they have derivatives, checked by these.
 
-    def __init__(self, features: CAPS | CAPSKeypoints, matcher: CAPSMatcher) -> None:
+    Args:
+        features: finds or describes them.
+        matcher: matches them.
+        min_score: as for :meth:`capsdesc.CAPSMatcher.match`.
+        max_shift: likewise.
+    """
+
+    def __init__(
+        self, features: CAPS | CAPSKeypoints, matcher: CAPSMatcher, min_score: float, max_shift: float | None
+    ) -> None:
         self.features = features
         self.name = features.name
-        self.settings: Mapping[str, Any] = {**features.settings, "matcher": f"CAPSMatcher ({matcher.source})"}
+        self.settings: Mapping[str, Any] = {
+            **features.settings,
+            "matcher": f"CAPSMatcher ({matcher.source})",
+            "min_score": min_score,
+            "max_shift": max_shift,
+        }
         self._matcher = matcher
+        self._min_score = min_score
+        self._max_shift = max_shift
 
     def match(self, features0: peers.MatchedFeatures, features1: peers.MatchedFeatures) -> Matches:
-        """The matcher's matches, checked by derivatives where the features have any."""
+        """The matcher's matches."""
         sides = [
             Features(
                 side.keypoints,
@@ -236,8 +252,8 @@ class InContext:
             )
             for side in (features0, features1)
         ]
-        checked = None if sides[0].derivatives is None else MAX_SHIFT
-        return self._matcher.match(sides[0], sides[1], max_shift=checked)
+        max_shift = None if sides[0].derivatives is None else self._max_shift
+        return self._matcher.match(sides[0], sides[1], min_score=self._min_score, max_shift=max_shift)
 
 
 # Whether the keypoints are the network's own, and whether matches are checked.
@@ -275,6 +291,8 @@ def get_methods(
     weights: Sequence[str] | None = None,
     device: str | None = None,
     matcher: str | None = None,
+    min_score: float = MIN_SCORE,
+    max_shift: float | None = MAX_SHIFT,
 ) -> list[Method]:
     """Methods by their names.
 
@@ -283,6 +301,8 @@ def get_methods(
         weights: for ours: one method for each; None is the bundled default.
         device: where networks run; None chooses.
         matcher: weights of the one that sees context; None is the bundled one.
+        min_score: of its matches, as for :meth:`capsdesc.CAPSMatcher.match`.
+        max_shift: of its matches, where they are checked.
 
     Raises:
         ValueError: a name is unknown.
@@ -301,7 +321,7 @@ def get_methods(
             ours = [_KINDS[use.keypoints, use.checked](each, device, name) for each in weights or (None,)]
             if use.context:
                 in_context = CAPSMatcher(matcher, device=device, dtype=torch.float32)
-                methods += [InContext(features, in_context) for features in ours]
+                methods += [InContext(features, in_context, min_score, max_shift) for features in ours]
             else:
                 methods += ours
         else:
