@@ -25,11 +25,13 @@ from capsdesc import CAPSExtractor
 from capsdesc.describe.search import coarse_to_fine, search
 from capsdesc.evaluation.datasets import Benchmark, read_benchmark
 from capsdesc.evaluation.features import FeatureStore
-from capsdesc.evaluation.methods import Describer, get_methods, get_shared_detector, weights_hash
+from capsdesc.evaluation.methods import Method, get_methods, get_shared_detector, weights_hash
+from capsdesc.evaluation.peers import MatchedFeatures
 from capsdesc.evaluation.protocols import Settings, evaluate
 from capsdesc.images import to_tensor
 from capsdesc.io.files import atomic_path
 from capsdesc.keypoints import Keypoints
+from capsdesc.matching import match
 from capsdesc.models import DenseFeatures, FeatureMap, ModelConfig, inverse_temperatures
 from capsdesc.models.maps import cell_scale
 from capsdesc.models.network import normalize_image
@@ -39,7 +41,7 @@ from capsdesc.training.config import TrainingConfig
 from capsdesc.training.dataset import PairDataset
 from capsdesc.training.start import read_scenes, starting_network
 from capsdesc.training.supervision import match_error
-from capsdesc.types import Float32Array, UInt8Array
+from capsdesc.types import Float32Array, Matches, UInt8Array
 from capsdesc.weights import resolve
 
 # The changes to the paper's recipe of each run.
@@ -55,24 +57,37 @@ RIGHT_PX = 3.0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Descriptor:
-    """A descriptor read off feature maps: both of them, as in the paper, or one by itself."""
+    """A trained descriptor, in float32."""
 
     name: str
     extractor: CAPSExtractor
-    part: str = "both"
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """All that its result depends on."""
-        weights = self.extractor.weights
-        return {"weights": weights_hash(weights.state_dict), "part": self.part, "torch": torch.__version__}
+        return {"weights": weights_hash(self.extractor.weights.state_dict), "torch": torch.__version__}
 
     def describe(self, image: UInt8Array, keypoints: Keypoints) -> Float32Array:
         """(N, D) descriptors of (H, W, 3) RGB."""
-        if self.part == "both":
-            return np.asarray(self.extractor.describe(image, keypoints), np.float32)
-        coarse, fine = self.extractor.dense(image).sample(torch.as_tensor(keypoints.points)[None].float())
-        return np.asarray((coarse if self.part == "coarse" else fine)[0])
+        return np.asarray(self.extractor.describe(image, keypoints), np.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Half:
+    """One of the two maps of a descriptor by itself."""
+
+    name: str
+    features: Descriptor
+    dimensions: slice
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that its result depends on."""
+        return {**self.features.settings, "dimensions": str(self.dimensions)}
+
+    def match(self, features0: MatchedFeatures, features1: MatchedFeatures) -> Matches:
+        """Mutual nearest neighbours."""
+        return match(*(features.descriptors[:, self.dimensions] for features in (features0, features1)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,14 +158,16 @@ def _train(options: argparse.Namespace, model: Path, changes: Sequence[str]) -> 
 def _descriptors(options: argparse.Namespace, models: Mapping[str, Path]) -> str:
     """Descriptors at the same keypoints, for each detector."""
     trained = {name: CAPSExtractor(str(model), detector="sift", dtype=torch.float32) for name, model in models.items()}
-    recipe = trained[RECIPE]
     scenes = [scene for path in options.scenes for scene in read_scenes(path, TrainingConfig.paper().data)]
     photographs = [posed.path for scene in scenes for posed in scene.photographs]
     start = starting_network(ModelConfig.paper(options.backbone), photographs, encoder=options.encoder).eval()
-    methods: list[Describer] = [method for method in get_methods(["rootsift"]) if isinstance(method, Describer)]
+    methods: list[Method] = get_methods(["rootsift"])
     methods.append(ImageNetFeatures(_EncoderAlone(start)))
-    methods += [Descriptor(name, extractor) for name, extractor in trained.items()]
-    methods += [Descriptor(f"{RECIPE}: {part} half alone", recipe, part) for part in ("coarse", "fine")]
+    described = {name: Descriptor(name, extractor) for name, extractor in trained.items()}
+    methods += described.values()
+    coarse = trained[RECIPE].weights.config.coarse_dim
+    for half, dimensions in (("coarse", slice(coarse)), ("fine", slice(coarse, None))):
+        methods.append(Half(f"{RECIPE}: the {half} half alone", described[RECIPE], dimensions))
     benchmarks = [read_benchmark("oxford", options.oxford), read_benchmark("strecha", options.strecha)]
     lines = ["| descriptor | keypoints | Oxford upright, MMA at 3 px | matches | Strecha, AUC at 5 / 10 degrees |"]
     lines.append("| --- | --- | --- | --- | --- |")
@@ -181,7 +198,7 @@ class _EncoderAlone(nn.Module):
         return ResNetEncoder.forward(self.network, image)
 
 
-def _figures(benchmarks: Sequence[Benchmark], method: Describer, store: FeatureStore, settings: Settings) -> str:
+def _figures(benchmarks: Sequence[Benchmark], method: Method, store: FeatureStore, settings: Settings) -> str:
     oxford, strecha = (evaluate(benchmark, method, "shared", store, settings).summary for benchmark in benchmarks)
     upright, every = oxford.get("upright", oxford["all"]), strecha["all"]
     return f"{upright['mma@3']:.3f} | {upright['matches']:.0f} | {every['auc@5']:.3f} / {every['auc@10']:.3f}"

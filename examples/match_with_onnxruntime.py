@@ -22,7 +22,7 @@ def match(
     session: onnxruntime.InferenceSession,
     features0: Mapping[str, Any],
     features1: Mapping[str, Any],
-    min_score: float = 0.5,
+    min_score: float = 0.85,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Matches of two images.
 

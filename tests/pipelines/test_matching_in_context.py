@@ -73,12 +73,12 @@ def test_rows_of_eval(use: str, features: list[Features], keypoint_model: Path) 
     matcher = CAPSMatcher(device="cpu", dtype=torch.float32)
     expected = matcher.match(features[0], features[1], max_shift=3 if checked else None)
     np.testing.assert_array_equal(method.match(*sides).indices, expected.indices)
-    (surer,) = get_methods([use], device="cpu", min_score=0.9)
+    (surer,) = get_methods([use], device="cpu", min_score=0.97)
     assert isinstance(surer, PairMatcher)
-    expected = matcher.match(features[0], features[1], min_score=0.9, max_shift=3 if checked else None)
+    expected = matcher.match(features[0], features[1], min_score=0.97, max_shift=3 if checked else None)
     assert 0 < len(expected) < len(method.match(*sides))
     np.testing.assert_array_equal(surer.match(*sides).indices, expected.indices)
-    assert surer.settings["min_score"] == 0.9
+    assert surer.settings["min_score"] == 0.97
     (foreign,) = get_methods([use], device="cpu", weights=[str(keypoint_model)])
     assert isinstance(foreign, PairMatcher)
     with pytest.raises(ValueError, match="was described by the weights"):
