@@ -17,7 +17,7 @@ from capsdesc.commands import train as training_cli
 
 _ROOT = Path(__file__).resolve().parents[1]
 _DOCS = _ROOT / "docs"
-_CARDS = {f"models/{card.parent.name}.md": card for card in _ROOT.glob("capsdesc/weights/bundled/*/README.md")}
+_CARDS = {f"models/{card.parent.name}.md": card for card in _ROOT.glob("capsdesc/weights/bundled*/**/README.md")}
 _INCLUDED = {
     "index.md": _ROOT / "README.md",
     "changelog.md": _ROOT / "CHANGELOG.md",
