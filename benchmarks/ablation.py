@@ -34,11 +34,7 @@ def runs(steps: int, width: int, height: int) -> dict[str, tuple[str, ...]]:
         "the whole recipe": (),
         "another seed": ("seed=1",),
         "half of the steps": (f"steps={steps // 2}",),
-        "four times the views, of half the size": (
-            f"data.width={width // 2}",
-            f"data.height={height // 2}",
-            f"batch_size={4 * BATCH_SIZE}",
-        ),
+        "views of half the size": (f"data.width={width // 2}", f"data.height={height // 2}"),
         "no other light": _NO_LIGHT,
         "no other sensor and style": _NO_SENSOR,
         "no poor camera": _NO_POOR_CAMERA,

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from capsdesc.weights import DEFAULT, resolve, save_pretrained
 from capsdesc.weights.card import SceneSummary, model_card, read_licenses
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_CONFIG = "default"
 
 # Seeds of the held-out pairs; training samples are drawn with the run's own seed.
 VALIDATION_SEED = 2**32 - 1
@@ -62,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--photographs", nargs="+", type=Path, default=[], metavar="DIR", help="more photographs, for homography pairs"
     )
     parser.add_argument(
-        "--config", default="default", help=f"{', '.join(NAMED_CONFIGS)}, or a YAML file of settings to change"
+        "--config", default=DEFAULT_CONFIG, help=f"{', '.join(NAMED_CONFIGS)}, or a YAML file of settings to change"
     )
     parser.add_argument(
         "--set",
@@ -205,19 +207,37 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
 
 
 def read_config(options: argparse.Namespace) -> TrainingConfig:
-    """The settings of ``--config``, changed by ``--set`` and the options of their own."""
+    """The settings of ``--config``, changed by ``--set`` and the options of their own.
+
+    Weights that are trained further bring their network along, unless the config says of which it is.
+    """
+    further = not options.from_scratch and options.encoder is None
+    base = TrainingConfig.fine_tuning(resolve(options.weights).config) if further else TrainingConfig()
+    values: dict[str, Any] = yaml.safe_load(base.to_yaml())
     if options.config in NAMED_CONFIGS:
-        config = NAMED_CONFIGS[options.config]()
+        if options.config != DEFAULT_CONFIG:
+            values = yaml.safe_load(NAMED_CONFIGS[options.config]().to_yaml())
     else:
         path = Path(options.config)
         if not path.is_file():
             raise FileNotFoundError(f"--config {path} is no file and none of {', '.join(NAMED_CONFIGS)}")
-        config = TrainingConfig.from_yaml(read_text(path))
-    values = changed_settings(yaml.safe_load(config.to_yaml()), options.set)
+        text = read_text(path)
+        TrainingConfig.from_yaml(text)  # refuses what is no config before it is laid over another
+        _lay_over(values, parse_yaml(text, "the training config") or {})
+    values = changed_settings(values, options.set)
     for name in ("steps", "batch_size", "seed"):
         if getattr(options, name) is not None:
             values[name] = getattr(options, name)
     return TrainingConfig.from_yaml(yaml.safe_dump(values))
+
+
+def _lay_over(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Put nested settings in the place of those of the same names."""
+    for key, change in changes.items():
+        if isinstance(change, Mapping) and isinstance(values.get(key), dict):
+            _lay_over(values[key], change)
+        else:
+            values[key] = change
 
 
 def changed_settings(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:

@@ -109,6 +109,14 @@ class TrainingConfig:
         )
 
     @classmethod
+    def fine_tuning(cls, model: ModelConfig) -> TrainingConfig:
+        """The default recipe for a network that is trained already, with a loss for its keypoints if it finds any."""
+        config = cls(model=model)
+        if not model.keypoints:
+            return config
+        return dataclasses.replace(config, loss=dataclasses.replace(config.loss, keypoints=1.0, keypoint_sigma=0.5))
+
+    @classmethod
     def small(cls) -> TrainingConfig:
         """From random weights to a model like the bundled small one, taught by a larger one: the first of its runs."""
         return cls(
