@@ -885,6 +885,26 @@ def test_fine_tuning_starts_from_the_weights(
     assert "another network" in capsys.readouterr().err
 
 
+def test_weights_bring_their_network_along(truth: Truth, finished_run: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("data: {width: 96, height: 64, queries: 40}\nvalidation_pairs: 2\n")
+    small = ["--steps", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu", "--config", str(settings)]
+    for weights in (None, "small", str(finished_run)):
+        out = tmp_path / f"on-from-{'bundled' if weights is None else Path(weights).name}"
+        given = [] if weights is None else ["--weights", weights]
+        assert main([str(truth.folder), "-o", str(out), *small, *given]) == 0
+        before, after = resolve(weights), resolve(str(out))
+        assert after.config == before.config
+        moved = {
+            name.split(".")[0]
+            for name in before.state_dict
+            if not torch.equal(before.state_dict[name], after.state_dict[name])
+        }
+        # Keypoints are learned further too, where there are any.
+        assert ("keypoint_head" in moved) == before.config.keypoints == (weights != str(finished_run))
+        assert {"encoder", "conv_coarse"} & moved
+
+
 def test_one_part_alone_is_trained_and_all_else_stays(
     truth: Truth, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
