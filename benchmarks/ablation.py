@@ -123,7 +123,9 @@ def _evaluate(options: argparse.Namespace, models: dict[str, Path]) -> str:
 
 def _summary(results: Sequence[dict[str, Any]], kind: str, model: Path) -> dict[str, dict[str, float]]:
     (summary,) = (
-        row["summary"] for row in results if row["kind"] == kind and row["method_settings"]["source"] == str(model)
+        row["summary"]
+        for row in results
+        if row["kind"] == kind and row["method_settings"]["source"] == str(model.resolve())
     )
     return dict(summary)
 
