@@ -1,7 +1,7 @@
 """What each part of the recipe from an ImageNet encoder is worth: the same short run without it, judged alike.
 
-Every run has the same data and seed, and but for one the same steps; the last one has another seed, and so shows what a
-difference must exceed. A killed script goes on where it was when it is called again.
+All that a run's name does not say is the same in all of them; that of another seed shows what a difference must exceed.
+A killed script goes on where it was when it is called again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from capsdesc.io.files import atomic_path
-
-BATCH_SIZE = 4
 
 _NO_RELIABILITY = ("model.reliability=false", "model.fine_dim=128", "loss.reliability=0")
 _NO_KEYPOINTS = ("model.keypoints=false", "loss.keypoints=0")
@@ -93,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace, model: Path, changes: Sequence[str]) -> None:
     width, height = options.size
-    settings = [f"steps={options.steps}", f"batch_size={BATCH_SIZE}", f"data.width={width}", f"data.height={height}"]
+    settings = [f"steps={options.steps}", f"data.width={width}", f"data.height={height}"]
     settings += ["validation_pairs=4", "checkpoint_every=25", *changes]
     _run(
         *["capsdesc.training", *options.sources, "--config", "compact", "--encoder", options.encoder],

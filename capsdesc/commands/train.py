@@ -211,13 +211,14 @@ def read_config(options: argparse.Namespace) -> TrainingConfig:
 
     Weights that are trained further bring their network along, unless the config says of which it is.
     """
+    named = options.config in NAMED_CONFIGS
     further = not options.from_scratch and options.encoder is None
-    base = TrainingConfig.fine_tuning(resolve(options.weights).config) if further else TrainingConfig()
-    values: dict[str, Any] = yaml.safe_load(base.to_yaml())
-    if options.config in NAMED_CONFIGS:
-        if options.config != DEFAULT_CONFIG:
-            values = yaml.safe_load(NAMED_CONFIGS[options.config]().to_yaml())
+    if named and options.config != DEFAULT_CONFIG:
+        config = NAMED_CONFIGS[options.config]()
     else:
+        config = TrainingConfig.fine_tuning(resolve(options.weights).config) if further else TrainingConfig()
+    values: dict[str, Any] = yaml.safe_load(config.to_yaml())
+    if not named:
         path = Path(options.config)
         if not path.is_file():
             raise FileNotFoundError(f"--config {path} is no file and none of {', '.join(NAMED_CONFIGS)}")
